@@ -1,0 +1,26 @@
+//! esync trains one model on many unequal workers.
+//!
+//! A **policy** decides when each worker computes and when it exchanges, a **collective** decides how an exchange moves
+//! through the cluster, a **transport** moves the bytes, and a **learner** does the maths. The four meet only at small
+//! traits, so that any policy runs over any collective, on any transport, with any learner.
+//!
+//! | module | word | knows nothing of |
+//! |---|---|---|
+//! | [`policy`] | when | transports, collectives, models |
+//! | [`collective`] | how | policies, models |
+//! | [`transport`] | where | everything above |
+//! | [`learner`] | what | clusters |
+//! | [`runtime`] | drives policies on the real clock | torch |
+
+pub mod buffer;
+pub mod collective;
+pub mod data;
+mod error;
+pub mod learner;
+pub mod policy;
+pub mod reduce;
+pub mod runtime;
+pub mod train;
+pub mod transport;
+
+pub use error::{Error, Result};

@@ -1,0 +1,105 @@
+//! Deadlines, and how to wait without taking a core from the ranks that are waited for.
+
+use std::fmt::Display;
+use std::time::{Duration, Instant};
+
+/// The moment at which a wait gives up, and how long it was meant to last.
+#[derive(Debug, Clone, Copy)]
+pub struct Deadline {
+    at: Instant,
+    limit: Duration,
+}
+
+impl Deadline {
+    /// A deadline `limit` from now.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// let deadline = esync::transport::Deadline::after(Duration::from_secs(3600));
+    /// assert!(!deadline.has_passed());
+    /// ```
+    pub fn after(limit: Duration) -> Self {
+        // A limit that overflows the clock means "never"; thirty years is never enough here.
+        let now = Instant::now();
+        let at = now.checked_add(limit).unwrap_or(now + Duration::from_secs(1_000_000_000));
+        Deadline { at, limit }
+    }
+
+    /// Whether it is over.
+    pub fn has_passed(&self) -> bool {
+        Instant::now() >= self.at
+    }
+
+    /// What is left, zero if nothing.
+    pub fn remaining(&self) -> Duration {
+        self.at.saturating_duration_since(Instant::now())
+    }
+
+    /// How long ago the wait began, in seconds.
+    pub fn elapsed_seconds(&self) -> f64 {
+        self.limit.saturating_sub(self.remaining()).as_secs_f64()
+    }
+}
+
+/// What a wait is for, which decides how it waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Patience {
+    /// A transfer between ranks that have all arrived: microseconds to milliseconds, so yield the core but do not sleep
+    /// at once.
+    Transfer,
+    /// A rank that is still computing: sleep with a growing pause, the core is better used by others.
+    Straggler,
+}
+
+/// One wait: until when, how, and in which operation (for the error text).
+#[derive(Clone, Copy)]
+pub struct Wait<'a> {
+    /// When to give up.
+    pub deadline: Deadline,
+    /// How to pass the time.
+    pub patience: Patience,
+    /// The operation, as the error shall name it.
+    pub operation: &'a dyn Display,
+}
+
+/// Passes the time between two looks at something that no one will signal: a few spins, some yields, then sleeps that
+/// grow up to a millisecond.
+pub(crate) struct Backoff {
+    looks: u32,
+    spins: u32,
+    yields: u32,
+    pause: Duration,
+}
+
+impl Backoff {
+    const LONGEST_PAUSE: Duration = Duration::from_millis(1);
+    const FIRST_PAUSE: Duration = Duration::from_micros(20);
+
+    /// `size` is the number of ranks: after about 2·size yields everyone who could run has run.
+    pub(crate) fn new(patience: Patience, size: usize) -> Self {
+        let size = size as u32;
+        // A transfer in progress is worth many more yields: a pause there costs more than it saves.
+        let yields = match patience {
+            Patience::Transfer => 400 * size.max(2),
+            Patience::Straggler => 2 * size,
+        };
+        Backoff { looks: 0, spins: 16, yields, pause: Self::FIRST_PAUSE }
+    }
+
+    pub(crate) fn pass_time(&mut self) {
+        self.looks += 1;
+        if self.looks <= self.spins {
+            std::hint::spin_loop();
+        } else if self.looks <= self.spins + self.yields {
+            std::thread::yield_now();
+        } else {
+            std::thread::sleep(self.pause);
+            self.pause = (self.pause * 3 / 2).min(Self::LONGEST_PAUSE);
+        }
+    }
+
+    /// Whether the wait has been so long that reading the clock no longer costs anything that matters.
+    pub(crate) fn should_look_at_the_clock(&self) -> bool {
+        self.looks > self.spins && (self.looks.is_multiple_of(16) || self.looks > self.spins + self.yields)
+    }
+}
