@@ -1,0 +1,132 @@
+//! Why a decision was taken: a value that prints as a sentence.
+
+use crate::transport::Rank;
+use std::fmt;
+
+/// The reason of a decision.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum Reason {
+    /// Training begins.
+    Started,
+    /// A round's first step is always done.
+    FirstStep,
+    /// This policy exchanges after every step.
+    EveryStep,
+    /// Nobody else to exchange with.
+    Alone,
+    /// The exchange has begun, its result is next.
+    ExchangeBegun,
+    /// The exchange is done, the next round begins.
+    RoundBegins {
+        /// Its number.
+        round: u64,
+    },
+    /// The coordinator is asked.
+    AskCoordinator,
+    /// This worker is the straggler: the others wait for it.
+    IsStraggler {
+        /// Its seconds for a step and a transfer.
+        delay_seconds: f64,
+    },
+    /// The straggler has not begun this round.
+    StragglerBehind {
+        /// Who.
+        straggler: Rank,
+    },
+    /// The straggler has done its step.
+    StragglerReady {
+        /// Who.
+        straggler: Rank,
+    },
+    /// Another step would end after the straggler submits.
+    WouldBeLate {
+        /// Who.
+        straggler: Rank,
+        /// Seconds until the straggler submits.
+        seconds_left: f64,
+        /// Seconds that this worker needs for a step and a transfer.
+        seconds_needed: f64,
+    },
+    /// Another step fits before the straggler submits.
+    StepFits {
+        /// Who.
+        straggler: Rank,
+        /// Seconds until the straggler submits.
+        seconds_left: f64,
+        /// Seconds that this worker needs for a step and a transfer.
+        seconds_needed: f64,
+    },
+    /// The straggler is overdue: its predicted time and the grace have passed.
+    StragglerOverdue {
+        /// Who.
+        straggler: Rank,
+        /// Seconds beyond the prediction.
+        seconds_late: f64,
+    },
+    /// The planned number of local steps is done.
+    PlannedStepsDone {
+        /// How many.
+        local_steps: u64,
+    },
+    /// Fewer local steps are done than planned.
+    PlannedStepsLeft {
+        /// Done.
+        local_steps: u64,
+        /// Planned.
+        planned_steps: u64,
+    },
+    /// The upper bound of local steps is reached.
+    MostLocalSteps {
+        /// The bound.
+        local_steps: u64,
+    },
+    /// All ranks agreed to stop.
+    Agreed,
+    /// A budget is spent, or somebody asked to stop.
+    StopRequested,
+    /// A policy's own words, for policies outside this crate.
+    Custom(String),
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Reason::Started => write!(f, "training begins"),
+            Reason::FirstStep => write!(f, "the first step of a round is always done"),
+            Reason::EveryStep => write!(f, "this policy exchanges after every step"),
+            Reason::Alone => write!(f, "this worker trains alone"),
+            Reason::ExchangeBegun => write!(f, "the exchange has begun and its result is needed next"),
+            Reason::RoundBegins { round } => write!(f, "round {round} begins"),
+            Reason::AskCoordinator => write!(f, "the state server decides"),
+            Reason::IsStraggler { delay_seconds } => {
+                write!(f, "this worker is the straggler ({delay_seconds:.4} s for a step and a transfer)")
+            }
+            Reason::StragglerBehind { straggler } => {
+                write!(f, "the straggler, rank {straggler}, has not begun this round")
+            }
+            Reason::StragglerReady { straggler } => write!(f, "the straggler, rank {straggler}, has done its step"),
+            Reason::WouldBeLate { straggler, seconds_left, seconds_needed } => write!(
+                f,
+                "another step needs {seconds_needed:.4} s and rank {straggler} submits in {seconds_left:.4} s"
+            ),
+            Reason::StepFits { straggler, seconds_left, seconds_needed } => write!(
+                f,
+                "a step of {seconds_needed:.4} s fits before rank {straggler} submits in {seconds_left:.4} s"
+            ),
+            Reason::StragglerOverdue { straggler, seconds_late } => {
+                write!(f, "the straggler, rank {straggler}, is {seconds_late:.3} s overdue")
+            }
+            Reason::PlannedStepsDone { local_steps } => write!(f, "the {local_steps} planned local steps are done"),
+            Reason::PlannedStepsLeft { local_steps, planned_steps } => {
+                write!(f, "{local_steps} of {planned_steps} planned local steps are done")
+            }
+            Reason::MostLocalSteps { local_steps } => {
+                write!(f, "the upper bound of {local_steps} local steps is reached")
+            }
+            Reason::Agreed => write!(f, "all ranks agreed to stop"),
+            Reason::StopRequested => write!(f, "a budget is spent or somebody asked to stop"),
+            Reason::Custom(words) => f.write_str(words),
+        }
+    }
+}
