@@ -39,6 +39,14 @@ trait Arithmetic: Element {
     fn maximum(self, right: Self) -> Self;
 }
 
+/// Any NaN becomes the canonical one.
+macro_rules! quiet {
+    ($float:ident, $value:expr) => {{
+        let value = $value;
+        if value.is_nan() { $float::NAN } else { value }
+    }};
+}
+
 macro_rules! float_arithmetic {
     ($($float:ident),+) => {$(
         impl Arithmetic for $float {
@@ -68,13 +76,6 @@ macro_rules! float_arithmetic {
         }
     )+};
 }
-macro_rules! quiet {
-    ($float:ident, $value:expr) => {{
-        let value = $value;
-        if value.is_nan() { $float::NAN } else { value }
-    }};
-}
-use quiet;
 float_arithmetic!(f32, f64);
 
 macro_rules! integer_arithmetic {

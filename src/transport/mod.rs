@@ -17,6 +17,7 @@ pub mod threads;
 pub use deadline::{Deadline, Patience, Wait};
 pub use delayed::Delayed;
 pub use peer::{Peer, host_name};
+pub(crate) use peer::stalled;
 
 use crate::error::Result;
 use crate::reduce::{ElementType, Operator};
@@ -96,6 +97,12 @@ pub trait Transport: Send + Sync {
 
     /// Tells the other ranks that this one has failed, as far as the transport can without their help.
     fn poison(&self, why: &str);
+
+    /// Ends the whole job with one message and the error's exit code. For transports whose transfers cannot be taken back.
+    fn abort(&self, error: &crate::Error) -> ! {
+        eprintln!("esync: {}: {error}", self.peer(self.rank()));
+        std::process::exit(error.exit_code())
+    }
 }
 
 /// A back end's own collectives: no schedule, its own order of summation, there to be measured against.

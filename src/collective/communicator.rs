@@ -1,0 +1,429 @@
+//! What a program calls: collectives on slices.
+
+use super::entry::{EntryRoom, Header};
+use super::executor::{self, Workspace};
+use super::plan::Plan;
+use super::{Collective, Entry, Kind, Member, Operation, Order, ParameterServer, Topology, part};
+use crate::error::{Error, Result};
+use crate::reduce::{Element, ElementType, Operator, scale_for_average};
+use crate::transport::{Deadline, Patience, Rank, Transport, Wait};
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How a communicator does its work.
+#[derive(Clone)]
+pub struct CommunicatorOptions {
+    /// The algorithm of all-reduce. The other kinds use it where it has them, else `parameter-server`, which has all.
+    pub collective: Arc<dyn Collective>,
+    /// The order of summation.
+    pub order: Order,
+    /// How long any single wait may last.
+    pub timeout: Duration,
+    /// Longer messages are cut into pieces of this many bytes, so that reducing one overlaps receiving the next.
+    pub segment_bytes: usize,
+}
+
+impl Default for CommunicatorOptions {
+    fn default() -> Self {
+        CommunicatorOptions {
+            collective: Arc::new(super::Ring),
+            order: Order::Auto,
+            timeout: Duration::from_secs(300),
+            segment_bytes: 256 * 1024,
+        }
+    }
+}
+
+/// A group of ranks that call the same collectives in the same order.
+///
+/// Every call begins with an entry rendezvous, which compares what the ranks called, and ends with identical bits on all
+/// ranks. A call that failed leaves the communicator failed.
+///
+/// ```
+/// use esync::collective::{Communicator, CommunicatorOptions};
+/// use esync::reduce::Operator;
+/// use esync::transport::threads;
+///
+/// let sums = threads::run(3, |transport| {
+///     let mut communicator = Communicator::new(Arc::new(transport), CommunicatorOptions::default())?;
+///     let mut vector = [communicator.rank() as f32, 1.0];
+///     communicator.all_reduce(&mut vector, Operator::Sum)?;
+///     Ok(vector)
+/// });
+/// # use std::sync::Arc;
+/// for sum in sums {
+///     assert_eq!(sum?, [3.0, 3.0]);
+/// }
+/// # Ok::<(), esync::Error>(())
+/// ```
+pub struct Communicator {
+    transport: Arc<dyn Transport>,
+    topology: Topology,
+    options: CommunicatorOptions,
+    plans: HashMap<PlanKey, Arc<Plan>>,
+    workspace: Workspace,
+    entry: EntryRoom,
+    sequence: u64,
+    failed: Option<Error>,
+    bytes_sent: u64,
+    bytes_received: u64,
+}
+
+type PlanKey = (Operation, usize, ElementType);
+
+/// Names an operation in errors, without allocating while all is well.
+struct Label<'a> {
+    operation: Option<Operation>,
+    collective: &'a str,
+    count: usize,
+    element: ElementType,
+    sequence: u64,
+}
+
+impl fmt::Display for Label<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.operation {
+            None => write!(f, "barrier (operation {})", self.sequence),
+            Some(operation) => write!(
+                f,
+                "{operation} of {} {} by `{}` (operation {})",
+                self.count, self.element, self.collective, self.sequence
+            ),
+        }
+    }
+}
+
+impl Communicator {
+    /// A communicator over all ranks of `transport`.
+    ///
+    /// # Errors
+    /// `Usage` if the segment length is not a positive multiple of 8; `Refused` if the algorithm cannot all-reduce in the
+    /// order asked for on this many ranks.
+    pub fn new(transport: Arc<dyn Transport>, options: CommunicatorOptions) -> Result<Self> {
+        if options.segment_bytes == 0 || !options.segment_bytes.is_multiple_of(8) {
+            return Err(Error::Usage(format!(
+                "segment_bytes is {}; it must be a positive multiple of 8",
+                options.segment_bytes
+            )));
+        }
+        let size = transport.size();
+        let mut hosts: Vec<&str> = (0..size).map(|rank| transport.peer(rank).host.as_str()).collect();
+        hosts.dedup();
+        let number = |rank| {
+            let host = &transport.peer(rank).host;
+            hosts.iter().position(|other| other == host).unwrap_or_default() as u32
+        };
+        let topology = Topology::with_hosts((0..size).map(number).collect());
+        let communicator = Communicator {
+            topology,
+            options,
+            plans: HashMap::new(),
+            workspace: Workspace::default(),
+            entry: EntryRoom::new(size),
+            sequence: 0,
+            failed: None,
+            bytes_sent: 0,
+            bytes_received: 0,
+            transport,
+        };
+        let all_reduce = communicator.operation(Kind::AllReduce, 0);
+        if communicator.is_native() {
+            communicator.check_native(&all_reduce)?;
+        } else {
+            let rank = communicator.rank();
+            communicator.options.collective.schedule(&all_reduce, &communicator.topology, rank, size)?;
+        }
+        Ok(communicator)
+    }
+
+    /// This rank.
+    pub fn rank(&self) -> Rank {
+        self.transport.rank()
+    }
+
+    /// The number of ranks.
+    pub fn size(&self) -> usize {
+        self.transport.size()
+    }
+
+    /// The transport below.
+    pub fn transport(&self) -> &Arc<dyn Transport> {
+        &self.transport
+    }
+
+    /// Which ranks share a host.
+    pub fn topology(&self) -> &Topology {
+        &self.topology
+    }
+
+    /// The options that it was made with.
+    pub fn options(&self) -> &CommunicatorOptions {
+        &self.options
+    }
+
+    /// Bytes that this rank has sent in collectives, entry records excluded. `native` is counted as a ring would send.
+    pub fn bytes_sent(&self) -> u64 {
+        self.bytes_sent
+    }
+
+    /// Bytes that this rank has received in collectives, entry records excluded.
+    pub fn bytes_received(&self) -> u64 {
+        self.bytes_received
+    }
+
+    /// Every rank ends with the reduction of all ranks' vectors.
+    ///
+    /// # Errors
+    /// `Mismatch` if ranks differ in count, type, operator or sequence; `Stalled`, `PeerLost`; `Refused` by `native` for
+    /// types that the back end lacks.
+    pub fn all_reduce<T: Element>(&mut self, buffer: &mut [T], operator: Operator) -> Result<()> {
+        self.call(Kind::AllReduce, 0, buffer, operator)
+    }
+
+    /// Every rank ends with its [`part`] of the reduction, which is returned; the rest of `buffer` is left undefined.
+    ///
+    /// # Errors
+    /// As [`all_reduce`](Self::all_reduce).
+    pub fn reduce_scatter<'b, T: Element>(&mut self, buffer: &'b mut [T], operator: Operator) -> Result<&'b mut [T]> {
+        self.call(Kind::ReduceScatter, 0, buffer, operator)?;
+        let own = part(buffer.len(), self.size(), self.rank());
+        Ok(&mut buffer[own])
+    }
+
+    /// Every rank begins with its [`part`] of `buffer` and ends with all parts.
+    ///
+    /// # Errors
+    /// As [`all_reduce`](Self::all_reduce).
+    pub fn all_gather<T: Element>(&mut self, buffer: &mut [T]) -> Result<()> {
+        self.call(Kind::AllGather, 0, buffer, Operator::Sum)
+    }
+
+    /// Every rank ends with the root's vector.
+    ///
+    /// # Errors
+    /// As [`all_reduce`](Self::all_reduce); `Usage` if there is no such root.
+    pub fn broadcast<T: Element>(&mut self, buffer: &mut [T], root: Rank) -> Result<()> {
+        self.call(Kind::Broadcast, root, buffer, Operator::Sum)
+    }
+
+    /// The root ends with the reduction; the other ranks' vectors are left undefined.
+    ///
+    /// # Errors
+    /// As [`broadcast`](Self::broadcast).
+    pub fn reduce<T: Element>(&mut self, buffer: &mut [T], operator: Operator, root: Rank) -> Result<()> {
+        self.call(Kind::Reduce, root, buffer, operator)
+    }
+
+    /// Returns when all ranks have called it.
+    ///
+    /// # Errors
+    /// As [`all_reduce`](Self::all_reduce).
+    pub fn barrier(&mut self) -> Result<()> {
+        self.gather(Member::default()).map(drop)
+    }
+
+    /// A barrier that tells every rank what each rank says.
+    ///
+    /// # Errors
+    /// As [`all_reduce`](Self::all_reduce).
+    pub fn gather(&mut self, member: Member) -> Result<Entry<'_>> {
+        self.enter_as(None, ElementType::F32, Operator::Sum, 0, member)
+    }
+
+    /// The entry rendezvous of an exchange of `count` elements in all: to be followed by
+    /// [`all_reduce_entered`](Self::all_reduce_entered), once for each buffer.
+    ///
+    /// # Errors
+    /// As [`all_reduce`](Self::all_reduce).
+    pub fn enter(&mut self, count: usize, operator: Operator, member: Member) -> Result<Entry<'_>> {
+        let operation = self.operation(Kind::AllReduce, 0);
+        self.enter_as(Some(operation), ElementType::F32, operator, count, member)
+    }
+
+    /// The all-reduce of a buffer whose entry was made by [`enter`](Self::enter). All ranks must pass buffers of the same
+    /// types and lengths in the same order.
+    ///
+    /// # Errors
+    /// As [`all_reduce`](Self::all_reduce).
+    pub fn all_reduce_entered<T: Element>(&mut self, buffer: &mut [T], operator: Operator) -> Result<()> {
+        let operation = self.operation(Kind::AllReduce, 0);
+        let result = self.run(operation, T::TYPE, operator, bytemuck::cast_slice_mut(buffer));
+        self.remember(result)
+    }
+
+    /// Sends every rank's bytes to every rank, in rank order. For small things such as configurations.
+    ///
+    /// # Errors
+    /// As [`all_reduce`](Self::all_reduce).
+    pub fn gather_bytes(&mut self, own: &[u8]) -> Result<Vec<Vec<u8>>> {
+        let member = Member { samples: own.len() as u64, ..Member::default() };
+        let lengths: Vec<usize> = self.gather(member)?.members.iter().map(|m| m.samples as usize).collect();
+        let mut gathered = Vec::with_capacity(lengths.len());
+        for (root, len) in lengths.into_iter().enumerate() {
+            // Words, so that any algorithm's element type will do; the length was agreed on above.
+            let mut words = vec![0i32; len.div_ceil(4)];
+            if root == self.rank() {
+                bytemuck::cast_slice_mut(&mut words)[..len].copy_from_slice(own);
+            }
+            self.broadcast(&mut words, root)?;
+            gathered.push(bytemuck::cast_slice(&words)[..len].to_vec());
+        }
+        Ok(gathered)
+    }
+
+    fn operation(&self, kind: Kind, root: Rank) -> Operation {
+        Operation { kind, root, order: self.options.order }
+    }
+
+    fn is_native(&self) -> bool {
+        self.options.collective.name() == "native"
+    }
+
+    fn check_native(&self, operation: &Operation) -> Result<()> {
+        let refuse = |reason: String| Error::Refused {
+            collective: "native",
+            operation: operation.to_string(),
+            reason,
+        };
+        if matches!(operation.order, Order::Canonical | Order::Rank) {
+            return Err(refuse(
+                "the back end has its own order of summation; `binary-blocks`, `butterfly`, `recursive-doubling` and \
+                 `parameter-server` have the canonical one"
+                    .into(),
+            ));
+        }
+        if self.transport.native().is_none() {
+            return Err(refuse(format!("transport `{}` has none", self.transport.name())));
+        }
+        Ok(())
+    }
+
+    fn call<T: Element>(&mut self, kind: Kind, root: Rank, buffer: &mut [T], operator: Operator) -> Result<()> {
+        if root >= self.size() {
+            return Err(Error::Usage(format!("root {root} does not exist: there are {} ranks", self.size())));
+        }
+        let operation = self.operation(kind, root);
+        self.enter_as(Some(operation), T::TYPE, operator, buffer.len(), Member::default())?;
+        let result = self.run(operation, T::TYPE, operator, bytemuck::cast_slice_mut(buffer));
+        self.remember(result)
+    }
+
+    fn enter_as(
+        &mut self,
+        operation: Option<Operation>,
+        element: ElementType,
+        operator: Operator,
+        count: usize,
+        member: Member,
+    ) -> Result<Entry<'_>> {
+        if let Some(error) = &self.failed {
+            return Err(error.clone());
+        }
+        self.sequence += 1;
+        let sequence = self.sequence;
+        let algorithm = hash_of(self.options.collective.name(), self.options.segment_bytes);
+        let header = Header { operation, element, operator, count, sequence, algorithm };
+        let collective = self.options.collective.name();
+        let label = Label { operation, collective, count, element, sequence };
+        let deadline = Deadline::after(self.options.timeout);
+        let wait = Wait { deadline, patience: Patience::Straggler, operation: &label };
+        let started = Instant::now();
+        let members = self
+            .entry
+            .enter(&*self.transport, header, member, &wait)
+            .inspect_err(|error| self.failed = Some(error.clone()))?;
+        Ok(Entry { members, wait_seconds: started.elapsed().as_secs_f64() })
+    }
+
+    fn remember(&mut self, result: Result<()>) -> Result<()> {
+        result.inspect_err(|error| {
+            // A refusal happens before anything is sent, on all ranks alike.
+            if !matches!(error, Error::Refused { .. }) {
+                self.failed = Some(error.clone());
+            }
+        })
+    }
+
+    fn run(&mut self, operation: Operation, element: ElementType, operator: Operator, bytes: &mut [u8]) -> Result<()> {
+        let count = bytes.len() / element.size();
+        let label = Label {
+            operation: Some(operation),
+            collective: self.options.collective.name(),
+            count,
+            element,
+            sequence: self.sequence,
+        };
+        let deadline = Deadline::after(self.options.timeout);
+        let wait = Wait { deadline, patience: Patience::Transfer, operation: &label };
+        if self.is_native() && operation.kind == Kind::AllReduce {
+            self.check_native(&operation)?;
+            return self.run_native(element, operator, bytes, count, &wait);
+        }
+        let plan = match self.plans.get(&(operation, count, element)) {
+            Some(plan) => plan.clone(),
+            None => {
+                let plan = Arc::new(self.plan(&operation, count, element)?);
+                self.plans.insert((operation, count, element), plan.clone());
+                plan
+            }
+        };
+        executor::run(&*self.transport, &plan, &mut self.workspace, bytes, element, operator, &wait)?;
+        self.bytes_sent += plan.bytes_sent;
+        self.bytes_received += plan.bytes_received;
+        if operator == Operator::Average && operation.kind.reduces() {
+            let size = self.size();
+            let own = match operation.kind {
+                Kind::ReduceScatter => part(count, size, self.rank()),
+                _ => 0..count,
+            };
+            scale_for_average(element, &mut bytes[own.start * element.size()..own.end * element.size()], size);
+        }
+        Ok(())
+    }
+
+    fn run_native(
+        &mut self,
+        element: ElementType,
+        operator: Operator,
+        bytes: &mut [u8],
+        count: usize,
+        wait: &Wait<'_>,
+    ) -> Result<()> {
+        let native = self.transport.native().ok_or_else(|| Error::Internal("native was checked before".into()))?;
+        // SAFETY: the slice holds `count` elements and is ours for the call.
+        let result = unsafe { native.all_reduce(bytes.as_mut_ptr(), count, element, operator, wait) };
+        if let Err(error @ (Error::Stalled { .. } | Error::PeerLost { .. })) = &result
+            && self.transport.name() == "mpi"
+        {
+            // MPI may still write to the caller's buffer: it must not be freed while the process lives.
+            self.transport.abort(error);
+        }
+        result?;
+        let size = self.size() as u64;
+        let bytes = 2 * (size - 1) * bytes.len() as u64 / size;
+        self.bytes_sent += bytes;
+        self.bytes_received += bytes;
+        Ok(())
+    }
+
+    fn plan(&self, operation: &Operation, count: usize, element: ElementType) -> Result<Plan> {
+        let schedule = |collective: &dyn Collective| {
+            collective.schedule(operation, &self.topology, self.rank(), count)
+        };
+        let schedule = match schedule(&*self.options.collective) {
+            Err(Error::Refused { .. }) if operation.kind != Kind::AllReduce => {
+                schedule(&ParameterServer { servers: None })
+            }
+            other => other,
+        }?;
+        Ok(Plan::new(&schedule, element.size(), self.options.segment_bytes))
+    }
+}
+
+/// FNV-1a: only compared between ranks of one job.
+fn hash_of(name: &str, segment_bytes: usize) -> u64 {
+    let bytes = name.bytes().chain(segment_bytes.to_le_bytes());
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}

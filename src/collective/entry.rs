@@ -1,0 +1,186 @@
+//! The entry rendezvous: every collective begins with it.
+//!
+//! Each rank sends one small record to each other rank and waits for theirs. It shows who has not arrived (by name, not by
+//! hearsay), compares the headers so that a mismatch is an error on every rank, and carries each rank's figures of the
+//! round. One rendezvous and n − 1 short messages per rank: on crowded cores it is the number of rendezvous that costs.
+
+use super::{Kind, Operation, Order};
+use crate::error::{Error, Result};
+use crate::reduce::{ElementType, Operator};
+use crate::transport::{Rank, Tag, Ticket, Transport, Wait};
+use bytemuck::{Pod, Zeroable};
+
+/// What each rank says when it enters: figures of the round, and requests.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Pod, Zeroable)]
+#[repr(C)]
+pub struct Member {
+    /// Steps since the last exchange.
+    pub local_steps: u64,
+    /// Samples in those steps.
+    pub samples: u64,
+    /// Smoothed seconds of a step.
+    pub step_seconds: f64,
+    /// Seconds of the last exchange, waiting excluded.
+    pub transfer_seconds: f64,
+    /// Mean training loss of the round; NaN says that this rank diverged.
+    pub loss: f64,
+    /// Free for the caller (requests such as "stop").
+    pub flags: u64,
+    /// Two more numbers, free for the caller.
+    pub extra: [f64; 2],
+}
+
+/// One rank's record on the wire.
+#[derive(Clone, Copy, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+struct Record {
+    magic: u32,
+    kind: u8,
+    element: u8,
+    operator: u8,
+    order: u8,
+    root: u64,
+    count: u64,
+    sequence: u64,
+    /// A hash of the algorithm's name and the segment length: both ends must cut alike.
+    algorithm: u64,
+    member: Member,
+}
+
+const MAGIC: u32 = 0x6573_7901; // "esy", version 1
+const BARRIER: u8 = 255;
+
+/// What all ranks must agree on.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Header {
+    /// `None` for a barrier.
+    pub(super) operation: Option<Operation>,
+    pub(super) element: ElementType,
+    pub(super) operator: Operator,
+    pub(super) count: usize,
+    pub(super) sequence: u64,
+    pub(super) algorithm: u64,
+}
+
+/// The result of an entry: everybody's figures, in rank order, and how long it took.
+#[derive(Debug, Clone, Copy)]
+pub struct Entry<'a> {
+    /// One for each rank.
+    pub members: &'a [Member],
+    /// Seconds that this rank waited for the others.
+    pub wait_seconds: f64,
+}
+
+/// Memory for the records, kept by the communicator.
+pub(super) struct EntryRoom {
+    own: Box<[Record]>,
+    records: Box<[Record]>,
+    members: Vec<Member>,
+    tickets: Vec<Option<Ticket>>,
+}
+
+impl EntryRoom {
+    pub(super) fn new(size: usize) -> Self {
+        EntryRoom {
+            own: vec![Record::zeroed()].into(),
+            records: vec![Record::zeroed(); size].into(),
+            members: vec![Member::default(); size],
+            tickets: Vec::with_capacity(2 * size),
+        }
+    }
+
+    /// Sends and receives the records, and compares them.
+    pub(super) fn enter(
+        &mut self,
+        transport: &dyn Transport,
+        header: Header,
+        member: Member,
+        wait: &Wait<'_>,
+    ) -> Result<&[Member]> {
+        let rank = transport.rank();
+        self.own[0] = Record::new(header, member);
+        self.records[rank] = self.own[0];
+        self.tickets.clear();
+        let result = self.exchange(transport, wait);
+        if let Err(error) = result {
+            if !transport.abandon(&mut self.tickets) {
+                // The records may still be written: they stay where they are until the process ends.
+                std::mem::forget(std::mem::replace(self, EntryRoom::new(0)));
+            }
+            return Err(error);
+        }
+        for (other, record) in self.records.iter().enumerate() {
+            if let Some(what) = self.records[0].difference(record, other) {
+                return Err(Error::Mismatch { operation: wait.operation.to_string(), what });
+            }
+        }
+        for (member, record) in self.members.iter_mut().zip(&self.records) {
+            *member = record.member;
+        }
+        Ok(&self.members)
+    }
+
+    fn exchange(&mut self, transport: &dyn Transport, wait: &Wait<'_>) -> Result<()> {
+        let (rank, size) = (transport.rank(), transport.size());
+        let len = std::mem::size_of::<Record>();
+        for distance in 1..size {
+            let from = (rank + size - distance) % size;
+            let into: *mut Record = &mut self.records[from];
+            // SAFETY: the records live in this room, which is leaked if a transfer cannot be taken back.
+            self.tickets.push(Some(unsafe { transport.post_recv(from, Tag::ENTRY, into.cast(), len)? }));
+        }
+        for distance in 1..size {
+            let to = (rank + distance) % size;
+            let own: *const Record = &self.own[0];
+            // SAFETY: as above; several sends may read the same record.
+            self.tickets.push(Some(unsafe { transport.post_send(to, Tag::ENTRY, own.cast(), len)? }));
+        }
+        transport.wait(&mut self.tickets, wait)
+    }
+}
+
+impl Record {
+    fn new(header: Header, member: Member) -> Self {
+        let place = |found: Option<usize>| found.map_or(BARRIER, |index| index as u8);
+        let operation = header.operation.unwrap_or(Operation::new(Kind::AllReduce));
+        let kind = header.operation.and_then(|o| Kind::ALL.iter().position(|&kind| kind == o.kind));
+        Record {
+            magic: MAGIC,
+            kind: place(kind),
+            element: place(ElementType::ALL.iter().position(|&e| e == header.element)),
+            operator: place(Operator::ALL.iter().position(|&o| o == header.operator)),
+            order: place(ORDERS.iter().position(|&o| o == operation.order)),
+            root: operation.root as u64,
+            count: header.count as u64,
+            sequence: header.sequence,
+            algorithm: header.algorithm,
+            member,
+        }
+    }
+
+    /// How `other`'s record differs from rank 0's, in words.
+    fn difference(&self, other: &Record, rank: Rank) -> Option<String> {
+        if other.magic != self.magic {
+            return Some(format!("rank {rank} runs another version of esync, or sent garbage"));
+        }
+        let kind = |r: &Record| Kind::ALL.get(r.kind as usize).map_or("barrier".into(), Kind::to_string);
+        let element = |r: &Record| ElementType::ALL.get(r.element as usize).map_or("?", |e| e.name()).to_string();
+        let operator = |r: &Record| Operator::ALL.get(r.operator as usize).map_or("?", |o| o.name()).to_string();
+        let order = |r: &Record| ORDERS.get(r.order as usize).map_or("?".into(), Order::to_string);
+        let fields: [(&str, &dyn Fn(&Record) -> String); 8] = [
+            ("operation number", &|r| r.sequence.to_string()),
+            ("operation", &kind),
+            ("element count", &|r| r.count.to_string()),
+            ("element type", &element),
+            ("operator", &operator),
+            ("order", &order),
+            ("root", &|r| r.root.to_string()),
+            ("algorithm or segment length", &|r| format!("{:08x}", r.algorithm)),
+        ];
+        fields.iter().find(|(_, show)| show(self) != show(other)).map(|(name, show)| {
+            format!("{name}: rank 0 has {}, rank {rank} has {}", show(self), show(other))
+        })
+    }
+}
+
+const ORDERS: [Order; 4] = [Order::Auto, Order::Canonical, Order::Rank, Order::Fastest];

@@ -1,0 +1,96 @@
+//! The book-keeping of messages that are posted and not yet matched, and of tickets.
+
+use crate::transport::{Rank, Tag};
+use std::collections::VecDeque;
+
+/// One side of a message.
+#[derive(Clone, Copy)]
+pub(super) struct Posted {
+    pub(super) tag: Tag,
+    pub(super) start: *mut u8,
+    pub(super) len: usize,
+    /// The poster's slot.
+    pub(super) slot: u32,
+}
+
+// SAFETY: the pointer is only used to copy between two posted ranges, whose owners promised not to touch them.
+unsafe impl Send for Posted {}
+
+/// The messages from one rank to another that still lack their other side. Only one of the queues holds a given tag.
+#[derive(Default)]
+pub(super) struct Lane {
+    sends: VecDeque<Posted>,
+    receives: VecDeque<Posted>,
+}
+
+impl Lane {
+    /// Returns the other side if it is here, else keeps this one.
+    pub(super) fn post(&mut self, posted: Posted, sends: bool) -> Option<Posted> {
+        let (own, other) = match sends {
+            true => (&mut self.sends, &mut self.receives),
+            false => (&mut self.receives, &mut self.sends),
+        };
+        match other.iter().position(|other| other.tag == posted.tag) {
+            Some(position) => other.remove(position),
+            None => {
+                own.push_back(posted);
+                None
+            }
+        }
+    }
+
+    /// Removes a message that was not matched; says whether it was here.
+    pub(super) fn withdraw(&mut self, slot: u32, sends: bool) -> bool {
+        let queue = if sends { &mut self.sends } else { &mut self.receives };
+        let before = queue.len();
+        queue.retain(|posted| posted.slot != slot);
+        queue.len() < before
+    }
+}
+
+/// How a transfer ended.
+#[derive(Clone, Copy)]
+pub(super) enum Outcome {
+    Done,
+    WrongLength { sent: usize, expected: usize },
+}
+
+/// The tickets of one rank.
+#[derive(Default)]
+pub(super) struct Slots {
+    slots: Vec<(Rank, Option<Outcome>)>,
+    free: Vec<u32>,
+}
+
+impl Slots {
+    pub(super) fn take(&mut self, peer: Rank) -> u32 {
+        match self.free.pop() {
+            Some(slot) => {
+                self.slots[slot as usize] = (peer, None);
+                slot
+            }
+            None => {
+                self.slots.push((peer, None));
+                self.slots.len() as u32 - 1
+            }
+        }
+    }
+
+    pub(super) fn finish(&mut self, slot: u32, outcome: Outcome) {
+        self.slots[slot as usize].1 = Some(outcome);
+    }
+
+    pub(super) fn outcome(&self, slot: u32) -> Option<Outcome> {
+        self.slots[slot as usize].1
+    }
+
+    pub(super) fn peer(&self, slot: u32) -> Rank {
+        self.slots[slot as usize].0
+    }
+
+    /// Frees the slot; returns the peer.
+    pub(super) fn release(&mut self, slot: u32) -> Rank {
+        self.free.push(slot);
+        self.slots[slot as usize].0
+    }
+}
