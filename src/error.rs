@@ -128,6 +128,11 @@ impl Error {
         matches!(self, Error::PeerLost { .. })
     }
 
+    /// Whether all ranks see the same error (or each its own side of the same failure), so that one of them should speak.
+    pub fn concerns_all(&self) -> bool {
+        !matches!(self, Error::Training(_) | Error::Internal(_))
+    }
+
     pub(crate) fn file(path: impl Into<PathBuf>, what: impl std::fmt::Display) -> Self {
         Error::File { path: path.into(), what: what.to_string() }
     }

@@ -8,8 +8,10 @@
 //! - Time enters as durations that a worker measured; a coordinator is told its own time with every call. Clocks of
 //!   different hosts are never compared.
 
+mod outer;
 mod reason;
 mod replica;
+mod smoothed;
 mod units;
 mod vocabulary;
 mod weighting;
@@ -18,11 +20,14 @@ pub mod esync;
 pub mod local;
 pub mod sync;
 
+pub use outer::{Outer, OuterOptimiser};
 pub use reason::Reason;
-pub use replica::Replica;
+pub use replica::{Begun, Float, Replica};
+pub use smoothed::Smoothed;
 pub use units::{Clocks, LocalSteps, Versions};
 pub use vocabulary::{
-    Action, Directive, ExchangeId, Fragment, Install, MemberReport, Payload, PushRule, Reply, Report, Update, WorkerEvent,
+    Action, Directive, ExchangeId, Fragment, Install, MemberReport, Payload, PushRule, Reply, Report, Update,
+    WorkerEvent,
 };
 pub use weighting::{Weighting, weights};
 

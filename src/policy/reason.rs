@@ -1,5 +1,6 @@
 //! Why a decision was taken: a value that prints as a sentence.
 
+use super::WorkerEvent;
 use crate::transport::Rank;
 use std::fmt;
 
@@ -24,20 +25,29 @@ pub enum Reason {
     },
     /// The coordinator is asked.
     AskCoordinator,
+    /// The coordinator has answered; its reason stands with its decision.
+    CoordinatorDecided,
     /// This worker is the straggler: the others wait for it.
     IsStraggler {
         /// Its seconds for a step and a transfer.
         delay_seconds: f64,
     },
-    /// The straggler has not begun this round.
-    StragglerBehind {
+    /// Somebody whose speed nobody has measured yet still computes.
+    NotMeasured {
         /// Who.
-        straggler: Rank,
+        rank: Rank,
     },
-    /// The straggler has done its step.
+    /// The straggler, and with it everybody, has done its step.
     StragglerReady {
         /// Who.
         straggler: Rank,
+    },
+    /// Even whole rounds leave this worker no time for a second step.
+    TooFewSteps {
+        /// Who is waited for.
+        straggler: Rank,
+        /// How many of this worker's steps fit into one of the straggler's.
+        steps: f64,
     },
     /// Another step would end after the straggler submits.
     WouldBeLate {
@@ -85,8 +95,19 @@ pub enum Reason {
     Agreed,
     /// A budget is spent, or somebody asked to stop.
     StopRequested,
+    /// The driver broke the contract of `WorkerPolicy`: this event does not answer the last action.
+    Unexpected {
+        /// What was told.
+        event: String,
+    },
     /// A policy's own words, for policies outside this crate.
     Custom(String),
+}
+
+impl Reason {
+    pub(crate) fn unexpected(event: &WorkerEvent) -> Self {
+        Reason::Unexpected { event: format!("{event:?}") }
+    }
 }
 
 impl fmt::Display for Reason {
@@ -99,13 +120,19 @@ impl fmt::Display for Reason {
             Reason::ExchangeBegun => write!(f, "the exchange has begun and its result is needed next"),
             Reason::RoundBegins { round } => write!(f, "round {round} begins"),
             Reason::AskCoordinator => write!(f, "the state server decides"),
+            Reason::CoordinatorDecided => write!(f, "the state server has decided"),
             Reason::IsStraggler { delay_seconds } => {
                 write!(f, "this worker is the straggler ({delay_seconds:.4} s for a step and a transfer)")
             }
-            Reason::StragglerBehind { straggler } => {
-                write!(f, "the straggler, rank {straggler}, has not begun this round")
+            Reason::NotMeasured { rank } => {
+                write!(f, "rank {rank} still computes, and its speed is not known yet")
             }
-            Reason::StragglerReady { straggler } => write!(f, "the straggler, rank {straggler}, has done its step"),
+            Reason::TooFewSteps { straggler, steps } => {
+                write!(f, "only {steps:.2} of this worker's steps fit into one of rank {straggler}")
+            }
+            Reason::StragglerReady { straggler } => {
+                write!(f, "nobody computes a first step any more: the straggler, rank {straggler}, is ready")
+            }
             Reason::WouldBeLate { straggler, seconds_left, seconds_needed } => write!(
                 f,
                 "another step needs {seconds_needed:.4} s and rank {straggler} submits in {seconds_left:.4} s"
@@ -117,7 +144,9 @@ impl fmt::Display for Reason {
             Reason::StragglerOverdue { straggler, seconds_late } => {
                 write!(f, "the straggler, rank {straggler}, is {seconds_late:.3} s overdue")
             }
-            Reason::PlannedStepsDone { local_steps } => write!(f, "the {local_steps} planned local steps are done"),
+            Reason::PlannedStepsDone { local_steps } => {
+                write!(f, "the {local_steps} planned local steps are done")
+            }
             Reason::PlannedStepsLeft { local_steps, planned_steps } => {
                 write!(f, "{local_steps} of {planned_steps} planned local steps are done")
             }
@@ -126,6 +155,7 @@ impl fmt::Display for Reason {
             }
             Reason::Agreed => write!(f, "all ranks agreed to stop"),
             Reason::StopRequested => write!(f, "a budget is spent or somebody asked to stop"),
+            Reason::Unexpected { event } => write!(f, "internal error, please report it: unexpected {event}"),
             Reason::Custom(words) => f.write_str(words),
         }
     }

@@ -122,7 +122,7 @@ pub struct MemberReport {
     pub local_steps: LocalSteps,
     /// Samples in those steps.
     pub samples: u64,
-    /// Its smoothed seconds for a step.
+    /// Its seconds for a step, smoothed by [`Smoothed`](super::Smoothed).
     pub step_seconds: f64,
     /// Its last exchange's seconds, without waiting.
     pub transfer_seconds: f64,
@@ -191,15 +191,6 @@ pub enum WorkerEvent {
 /// What a worker tells a coordinator.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Report {
-    /// The worker begins a round (ESync's RESET, REPORT).
-    RoundBegan {
-        /// Rounds that it has completed.
-        round: u64,
-        /// Its smoothed seconds for a step.
-        step_seconds: f64,
-        /// Its seconds for a transfer.
-        transfer_seconds: f64,
-    },
     /// The worker has done a step and asks what to do (ESync's QUERY).
     Stepped {
         /// Rounds that it has completed.
@@ -208,8 +199,13 @@ pub enum Report {
         local_steps: LocalSteps,
         /// Its smoothed seconds for a step.
         step_seconds: f64,
+        /// The same without luck: what its steps hardly ever undercut ([`Smoothed::low`](super::Smoothed::low)).
+        low_step_seconds: f64,
         /// Its seconds for a transfer.
         transfer_seconds: f64,
+        /// Its seconds of computing in this round: tells the coordinator when the round began, without a message of
+        /// its own (ESync's RESET and REPORT) and without comparing clocks.
+        round_seconds: f64,
     },
     /// The worker has pushed.
     Pushed {
@@ -228,9 +224,18 @@ pub enum Report {
     },
     /// The worker asks for parameters.
     PullRequested,
-    /// The worker has measured its held-out loss.
+    /// The worker has measured its held-out loss after some local steps.
     Evaluated {
         /// Mean loss.
+        loss: f64,
+        /// Steps since its last push or evaluation.
+        local_steps: LocalSteps,
+        /// Its smoothed seconds for a step (Hermes sizes batches and data by it).
+        step_seconds: f64,
+    },
+    /// The driver has carried out [`Directive::Evaluate`]; `from` says nothing.
+    GlobalLoss {
+        /// Mean loss of the server's parameters.
         loss: f64,
     },
 }
@@ -286,7 +291,8 @@ pub enum PushRule {
         /// `m` of the moving mean square of the adaptive form; `None` for the constant form.
         mean_square_decay: Option<f64>,
     },
-    /// `G ← (G/ℓ_G + G_k/ℓ_k) / (1/ℓ_G + 1/ℓ_k)`, `w ← w₀ + G`; the losses are measured by the server (Hermes).
+    /// `G ← (G/ℓ_G + G_k/ℓ_k) / (1/ℓ_G + 1/ℓ_k)`, `w ← w₀ + G`; the losses are measured by the server (Hermes). The payload
+    /// is `Parameters`, because `G_k = x_k − w₀` is the total displacement since training began, not since the last pull.
     LossWeighted,
     /// Nesterov's momentum applied once every `period` pushes (asynchronous DiLoCo, delayed Nesterov).
     DelayedNesterov {
@@ -334,6 +340,6 @@ pub enum Directive {
         /// Why.
         reason: Reason,
     },
-    /// Measure the loss of the current parameters; the driver calls `on` with [`Report::Evaluated`] from the server's rank.
+    /// Measure the loss of the current parameters; the driver then calls `on` with [`Report::GlobalLoss`].
     Evaluate,
 }

@@ -9,13 +9,17 @@
 
 mod deadline;
 mod delayed;
+mod launcher;
 #[cfg(feature = "mpi")]
 pub mod mpi;
+mod page;
 mod peer;
 pub mod threads;
 
 pub use deadline::{Deadline, Patience, Wait};
 pub use delayed::Delayed;
+pub use launcher::{announced_rank, announced_ranks};
+pub use page::{SharedPage, host_clock};
 pub use peer::{Peer, host_name};
 pub(crate) use peer::stalled;
 

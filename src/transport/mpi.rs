@@ -10,6 +10,7 @@ mod native;
 
 use super::deadline::Backoff;
 use super::peer::ProcessState;
+use super::launcher::announced_ranks;
 use super::{Native, Peer, Rank, Tag, Ticket, Transport, Wait, stalled};
 use crate::error::{Error, Result};
 use mpi::ffi;
@@ -51,26 +52,6 @@ unsafe impl Send for Mpi {}
 // SAFETY: as above.
 unsafe impl Sync for Mpi {}
 
-/// How many ranks a launcher's environment variables announce to this process, and which launcher it was.
-///
-/// ```
-/// // Not started by a launcher:
-/// # if std::env::var("OMPI_COMM_WORLD_SIZE").is_err() && std::env::var("PMI_SIZE").is_err() {
-/// assert_eq!(esync::transport::mpi::announced_size(), None);
-/// # }
-/// ```
-pub fn announced_size() -> Option<(usize, &'static str)> {
-    let read = |name: &str| std::env::var(name).ok().and_then(|value| value.parse().ok());
-    read("OMPI_COMM_WORLD_SIZE")
-        .map(|size| (size, "Open MPI"))
-        .or_else(|| read("PMI_SIZE").map(|size| (size, "MPICH or Intel MPI")))
-        .or_else(|| {
-            // Inside a plain `salloc` shell SLURM_NTASKS is set too; a step that srun started also has a process number.
-            let step = std::env::var("SLURM_STEP_ID").is_ok() && std::env::var("SLURM_PROCID").is_ok();
-            read("SLURM_STEP_NUM_TASKS").filter(|_| step).map(|size| (size, "Slurm"))
-        })
-}
-
 /// Ends all processes of the job with this exit code, as far as MPI can.
 pub fn abort(code: i32) -> ! {
     // SAFETY: MPI_Abort may be called at any time between initialisation and finalisation, and both checks are always
@@ -102,7 +83,7 @@ impl Mpi {
         }
         let communicator = universe.world().duplicate();
         let size = communicator.size() as usize;
-        if let Some((announced, launcher)) = announced_size()
+        if let Some((announced, launcher)) = announced_ranks()
             && announced != size
         {
             let library = mpi::environment::library_version().unwrap_or_default();

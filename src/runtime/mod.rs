@@ -1,0 +1,16 @@
+//! Drives policies on the real clock, over a communicator.
+//!
+//! A [`Worker`] owns one rank's policy, its line to the state server and the buffers of its exchanges. The training loop
+//! asks it what to do next, and tells it about every step.
+
+mod control;
+mod exchange;
+mod model;
+mod stopwatch;
+mod worker;
+
+pub use control::{Established, Mechanism, StateServer, establish};
+pub use exchange::{Exchange, ExchangeOptions};
+pub use model::{FlatSlice, Model};
+pub use stopwatch::{Activity, Stopwatch};
+pub use worker::{ExchangeReport, Next, Observer, Observed, Silent, Step, Totals, Worker};

@@ -1,0 +1,70 @@
+//! What an exchange needs of a model: its flat buffers.
+
+use crate::learner::Learner;
+use crate::reduce::ElementType;
+use half::{bf16, f16};
+
+/// A flat buffer of one of the types that parameters have.
+pub enum FlatSlice<'a> {
+    /// `f32`.
+    F32(&'a mut [f32]),
+    /// `f64`.
+    F64(&'a mut [f64]),
+    /// `f16`.
+    F16(&'a mut [f16]),
+    /// `bf16`.
+    BF16(&'a mut [bf16]),
+}
+
+impl FlatSlice<'_> {
+    /// The element type.
+    pub fn element(&self) -> ElementType {
+        match self {
+            FlatSlice::F32(_) => ElementType::F32,
+            FlatSlice::F64(_) => ElementType::F64,
+            FlatSlice::F16(_) => ElementType::F16,
+            FlatSlice::BF16(_) => ElementType::BF16,
+        }
+    }
+}
+
+/// A model as the runtime sees it: one group of parameters for each element type.
+pub trait Model {
+    /// How many groups there are.
+    fn groups(&self) -> usize;
+
+    /// How many elements at the beginning of the group are trained; the rest are statistics (batch-norm running mean and
+    /// variance).
+    fn trainable(&self, group: usize) -> usize;
+
+    /// The group's parameters and statistics.
+    fn parameters(&mut self, group: usize) -> FlatSlice<'_>;
+
+    /// The group's gradient, `trainable` elements, if the model lets the runtime see it.
+    fn gradient(&mut self, group: usize) -> Option<FlatSlice<'_>>;
+
+    /// One step of the local optimiser on the gradient.
+    fn apply_gradient(&mut self);
+}
+
+impl<L: Learner + ?Sized> Model for Box<L> {
+    fn groups(&self) -> usize {
+        1
+    }
+
+    fn trainable(&self, _group: usize) -> usize {
+        self.layout().trainable
+    }
+
+    fn parameters(&mut self, _group: usize) -> FlatSlice<'_> {
+        FlatSlice::F32((**self).parameters())
+    }
+
+    fn gradient(&mut self, _group: usize) -> Option<FlatSlice<'_>> {
+        Some(FlatSlice::F32((**self).gradient()))
+    }
+
+    fn apply_gradient(&mut self) {
+        (**self).apply_gradient();
+    }
+}

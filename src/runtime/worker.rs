@@ -1,0 +1,377 @@
+//! One rank's side of training: carries out what its policy says.
+
+use super::control::StateServer;
+use super::exchange::{Exchange, ExchangeOptions};
+use super::model::Model;
+use super::stopwatch::{Activity, Stopwatch};
+use crate::collective::{Communicator, Member};
+use crate::error::{Error, Result};
+use crate::policy::{
+    Action, ExchangeId, Install, LocalSteps, MemberReport, Payload, Reason, Smoothed, Update, WorkerEvent, WorkerPolicy,
+    weights,
+};
+use crate::reduce::Operator;
+use std::sync::Arc;
+
+/// A mini-batch that the training loop has run.
+#[derive(Debug, Clone, Copy)]
+pub struct Step {
+    /// Wall seconds, simulated slowness included, exchanges not.
+    pub seconds: f64,
+    /// Samples in it.
+    pub samples: usize,
+    /// Its mean training loss.
+    pub loss: f64,
+}
+
+/// What the training loop does next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    /// Run a mini-batch, and tell [`Worker::stepped`].
+    Step {
+        /// Whether the local optimiser applies the gradient now, or the exchange hands it the mean.
+        update: Update,
+    },
+    /// Training is over.
+    Stop,
+}
+
+/// What this rank and all ranks have done so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Steps of this rank.
+    pub local_steps: u64,
+    /// Samples of this rank.
+    pub samples: u64,
+    /// Samples of all ranks, up to the last exchange.
+    pub global_samples: u64,
+    /// Exchanges.
+    pub exchanges: u64,
+}
+
+/// An exchange that has just ended.
+#[derive(Debug, Clone)]
+pub struct ExchangeReport {
+    /// Its number, from 1.
+    pub exchange: u64,
+    /// All ranks' figures of the round.
+    pub members: Arc<[MemberReport]>,
+    /// Seconds that this rank waited for the others to arrive.
+    pub wait_seconds: f64,
+    /// Seconds from everybody's arrival to the result in place.
+    pub exchange_seconds: f64,
+    /// The greatest of all ranks' [`stop_wish`](Observer::stop_wish)es.
+    pub stop_wish: u64,
+}
+
+/// What an observer works with.
+pub struct Observed<'a, M> {
+    /// The model, after the exchange.
+    pub model: &'a mut M,
+    /// For collective work such as evaluation; all ranks are here.
+    pub communicator: &'a mut Communicator,
+    /// The clock, to account for what the observer does.
+    pub clock: &'a mut Stopwatch,
+    /// So far.
+    pub totals: Totals,
+}
+
+/// Looks on: writes metrics, evaluates, and says when to stop.
+pub trait Observer<M> {
+    /// Whether this rank wishes to stop at the next exchange: 0 for no, else the observer's own number for why (a signal, a
+    /// time limit). All ranks learn the greatest.
+    fn stop_wish(&mut self) -> u64 {
+        0
+    }
+
+    /// A decision was taken.
+    fn decided(&mut self, action: &Action, reason: &Reason) {
+        let _ = (action, reason);
+    }
+
+    /// A step was done. For a policy without exchanges this is the place to evaluate, and to answer whether to stop.
+    ///
+    /// # Errors
+    /// Whatever ends training.
+    fn stepped(&mut self, step: &Step, observed: Observed<'_, M>) -> Result<bool> {
+        let _ = (step, observed);
+        Ok(false)
+    }
+
+    /// An exchange has ended; all ranks are called with the same figures and must give the same answer: whether to stop.
+    ///
+    /// # Errors
+    /// Whatever ends training.
+    fn exchanged(&mut self, report: &ExchangeReport, observed: Observed<'_, M>) -> Result<bool> {
+        let _ = observed;
+        Ok(report.stop_wish != 0)
+    }
+}
+
+/// An observer that does nothing.
+pub struct Silent;
+impl<M> Observer<M> for Silent {}
+
+/// Drives one rank's policy. See the [module](super).
+pub struct Worker {
+    policy: Box<dyn WorkerPolicy>,
+    communicator: Communicator,
+    state_server: Option<Box<dyn StateServer>>,
+    state_server_name: Option<&'static str>,
+    options: ExchangeOptions,
+    exchange: Exchange,
+    clock: Stopwatch,
+    totals: Totals,
+    round: Round,
+    step_seconds: Smoothed,
+    transfer_seconds: f64,
+    pending: Option<Pending>,
+    stopped: bool,
+}
+
+/// This rank's figures since the last exchange.
+#[derive(Default)]
+struct Round {
+    local_steps: u64,
+    samples: u64,
+    loss_sum: f64,
+}
+
+/// An exchange that has begun.
+struct Pending {
+    exchange: ExchangeId,
+    payload: Payload,
+}
+
+impl Worker {
+    /// A worker over `communicator`. The model's parameters become those of rank 0 on every rank.
+    ///
+    /// # Errors
+    /// Those of the communicator.
+    pub fn new(
+        policy: Box<dyn WorkerPolicy>,
+        mut communicator: Communicator,
+        state_server: Option<Box<dyn StateServer>>,
+        options: ExchangeOptions,
+        model: &mut impl Model,
+    ) -> Result<Worker> {
+        let mut exchange = Exchange::new(model, &options)?;
+        exchange.synchronise_start(model, &mut communicator, &options)?;
+        Ok(Worker {
+            policy,
+            communicator,
+            state_server_name: state_server.as_ref().map(|server| server.name()),
+            state_server,
+            options,
+            exchange,
+            clock: Stopwatch::start(Activity::Other),
+            totals: Totals::default(),
+            round: Round::default(),
+            step_seconds: Smoothed::default(),
+            transfer_seconds: 0.0,
+            pending: None,
+            stopped: false,
+        })
+    }
+
+    /// Begins training: the clock starts. `step_seconds` are all ranks' seconds for one warm-up step.
+    ///
+    /// # Errors
+    /// Those of the policy's first actions.
+    pub fn begin<M: Model>(
+        &mut self,
+        step_seconds: Arc<[f64]>,
+        model: &mut M,
+        observer: &mut dyn Observer<M>,
+    ) -> Result<Next> {
+        self.communicator.barrier()?;
+        self.clock = Stopwatch::start(Activity::Decide);
+        let rank = self.communicator.rank();
+        self.drive(WorkerEvent::Started { rank, step_seconds }, model, observer)
+    }
+
+    /// Tells the policy about a step, and carries out what it says until the next one.
+    ///
+    /// # Errors
+    /// `Diverged` if a loss is not a number; those of the communicator, the state server and the observer.
+    pub fn stepped<M: Model>(
+        &mut self,
+        step: Step,
+        update: Update,
+        model: &mut M,
+        observer: &mut dyn Observer<M>,
+    ) -> Result<Next> {
+        self.totals.local_steps += 1;
+        self.totals.samples += step.samples as u64;
+        self.round.local_steps += 1;
+        self.round.samples += step.samples as u64;
+        self.round.loss_sum += step.loss;
+        self.step_seconds.add(step.seconds);
+        if update == Update::Local {
+            self.exchange.step_taken();
+        }
+        if self.communicator.size() == 1 {
+            self.totals.global_samples = self.totals.samples;
+            self.check_loss(self.communicator.rank(), self.totals.local_steps, step.loss)?;
+        }
+        self.clock.switch(Activity::Other);
+        let stop = observer.stepped(&step, self.observed(model))?;
+        self.clock.switch(Activity::Decide);
+        if stop {
+            return self.drive(WorkerEvent::StopRequested, model, observer);
+        }
+        let event = WorkerEvent::Stepped { step_seconds: step.seconds, samples: step.samples, loss: step.loss };
+        self.drive(event, model, observer)
+    }
+
+    /// The clock: the training loop switches it to `Compute` and `Slow`, and reads it at the end.
+    pub fn clock(&mut self) -> &mut Stopwatch {
+        &mut self.clock
+    }
+
+    /// What was done so far.
+    pub fn totals(&self) -> Totals {
+        self.totals
+    }
+
+    /// The communicator.
+    pub fn communicator(&mut self) -> &mut Communicator {
+        &mut self.communicator
+    }
+
+    /// The policy's name.
+    pub fn mode(&self) -> &'static str {
+        self.policy.name()
+    }
+
+    /// How the state server is reached, if there is one.
+    pub fn state_server(&self) -> Option<&'static str> {
+        self.state_server_name
+    }
+
+    /// Whether training is over.
+    pub fn is_stopped(&self) -> bool {
+        self.stopped
+    }
+
+    fn observed<'a, M>(&'a mut self, model: &'a mut M) -> Observed<'a, M> {
+        Observed { model, communicator: &mut self.communicator, clock: &mut self.clock, totals: self.totals }
+    }
+
+    fn drive<M: Model>(
+        &mut self,
+        event: WorkerEvent,
+        model: &mut M,
+        observer: &mut dyn Observer<M>,
+    ) -> Result<Next> {
+        let mut event = event;
+        loop {
+            let (action, reason) = self.policy.next(event);
+            observer.decided(&action, &reason);
+            event = match action {
+                Action::Step { update } => {
+                    self.clock.switch(Activity::Other);
+                    return Ok(Next::Step { update });
+                }
+                Action::Stop => {
+                    self.stopped = true;
+                    self.state_server = None;
+                    self.clock.switch(Activity::Other);
+                    return Ok(Next::Stop);
+                }
+                Action::Report(report) => match &mut self.state_server {
+                    Some(server) => {
+                        let (reply, reason) = server.ask(&report)?;
+                        observer.decided(&Action::Report(report), &reason);
+                        WorkerEvent::Replied(reply)
+                    }
+                    None => return Err(self.cannot("ask a state server: none was set up")),
+                },
+                Action::Begin { exchange, payload, .. } => {
+                    self.pending = Some(Pending { exchange, payload });
+                    WorkerEvent::Begun { exchange }
+                }
+                Action::Finish { exchange, install, .. } => self.finish(exchange, install, model, observer)?,
+                Action::Push { .. } | Action::Pull { .. } | Action::Wait => {
+                    return Err(self.cannot("use a parameter server: there is none"));
+                }
+                Action::Evaluate | Action::SetBatch { .. } => {
+                    return Err(self.cannot("evaluate on its own or change its batch size here"));
+                }
+            };
+        }
+    }
+
+    fn cannot(&self, what: &str) -> Error {
+        Error::Internal(format!("policy `{}` wants to {what}", self.policy.name()))
+    }
+
+    fn finish<M: Model>(
+        &mut self,
+        exchange: ExchangeId,
+        install: Install,
+        model: &mut M,
+        observer: &mut dyn Observer<M>,
+    ) -> Result<WorkerEvent> {
+        let Some(pending) = self.pending.take().filter(|pending| pending.exchange == exchange) else {
+            return Err(self.cannot("finish an exchange that has not begun"));
+        };
+        let own = self.own_figures(observer.stop_wish());
+        self.clock.switch(Activity::Wait);
+        let entry = self.communicator.enter(self.exchange.count(), Operator::Sum, own)?;
+        let members: Arc<[MemberReport]> = entry.members.iter().enumerate().map(member_report).collect();
+        let stop_wish = entry.members.iter().map(|member| member.flags).max().unwrap_or_default();
+        let least_transfer = entry.members.iter().map(|member| member.transfer_seconds).fold(f64::MAX, f64::min);
+        let wait_seconds = self.clock.switch(Activity::Exchange);
+
+        for member in members.iter() {
+            self.check_loss(member.rank, member.local_steps.0, member.loss)?;
+        }
+        let weights = weights(self.options.weighting, &members, &self.options.shard_samples);
+        let weight = weights[self.communicator.rank()];
+        self.exchange.run(model, &mut self.communicator, pending.payload, weight, install)?;
+        self.totals.exchanges += 1;
+        self.totals.global_samples += members.iter().map(|member| member.samples).sum::<u64>();
+        self.round = Round::default();
+        let exchange_seconds = self.clock.switch(Activity::Other);
+        self.transfer_seconds = exchange_seconds;
+
+        let report = ExchangeReport {
+            exchange: self.totals.exchanges,
+            members: members.clone(),
+            wait_seconds,
+            exchange_seconds,
+            stop_wish,
+        };
+        let stop = observer.exchanged(&report, self.observed(model))?;
+        self.clock.switch(Activity::Decide);
+        Ok(WorkerEvent::Finished { exchange, transfer_seconds: least_transfer, wait_seconds, members, stop })
+    }
+
+    fn own_figures(&self, stop_wish: u64) -> Member {
+        Member {
+            local_steps: self.round.local_steps,
+            samples: self.round.samples,
+            step_seconds: self.step_seconds.get(),
+            transfer_seconds: self.transfer_seconds,
+            loss: self.round.loss_sum / self.round.local_steps.max(1) as f64,
+            flags: stop_wish,
+            ..Member::default()
+        }
+    }
+
+    fn check_loss(&self, rank: usize, step: u64, loss: f64) -> Result<()> {
+        if loss.is_finite() { Ok(()) } else { Err(Error::Diverged { rank, step, loss }) }
+    }
+}
+
+fn member_report((rank, member): (usize, &Member)) -> MemberReport {
+    MemberReport {
+        rank,
+        local_steps: LocalSteps(member.local_steps),
+        samples: member.samples,
+        step_seconds: member.step_seconds,
+        transfer_seconds: member.transfer_seconds,
+        loss: member.loss,
+    }
+}

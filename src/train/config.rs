@@ -1,0 +1,286 @@
+//! The resolved configuration: every value known, checked against each other.
+
+use super::flags::{Flags, Progress, Seconds, TransportChoice};
+use super::heterogeneity::{SlowLinks, SlowRanks};
+use crate::collective::{Collective, CommunicatorOptions, Order, collective_by_name};
+use crate::data::Split;
+use crate::error::{Error, Result};
+use crate::policy::esync::{EsyncWorker, Planning, Settings};
+use crate::policy::local::Local;
+use crate::policy::sync::Sync;
+use crate::policy::{Outer, Weighting, WorkerPolicy};
+use serde::Serialize;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What runs. The fields are the flags of the same names.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[expect(missing_docs, reason = "each field is the flag of the same name, documented there")]
+pub struct Config {
+    pub mode: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_local_steps: Option<u64>,
+    pub weighting: Weighting,
+    pub outer: Outer,
+    pub global_lr: f64,
+    pub collective: String,
+    pub order: Order,
+    pub transport: TransportChoice,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub servers: Option<usize>,
+    pub timeout: Seconds,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ranks: Option<usize>,
+    pub network: String,
+    pub batch_size: usize,
+    pub learning_rate: f64,
+    pub momentum: f64,
+    pub weight_decay: f64,
+    pub seed: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub threads: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub epochs: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_samples: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_seconds: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target_accuracy: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target_loss: Option<f64>,
+    pub eval_every: u64,
+    pub dataset: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data_dir: Option<PathBuf>,
+    pub split: Split,
+    pub slow: SlowRanks,
+    pub slow_link: SlowLinks,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub out: Option<PathBuf>,
+    pub progress: Progress,
+    pub report_every: Seconds,
+}
+
+/// Ten passes, if no budget is given at all.
+const DEFAULT_EPOCHS: f64 = 10.0;
+
+impl Config {
+    /// Fills in the defaults and checks every value.
+    ///
+    /// # Errors
+    /// `Usage` with the flag, its value and what it must be.
+    pub fn resolve(flags: Flags) -> Result<Config> {
+        let no_budget = flags.epochs.is_none() && flags.max_samples.is_none() && flags.max_seconds.is_none();
+        let config = Config {
+            mode: flags.mode.unwrap_or_else(|| "esync".into()),
+            max_local_steps: flags.max_local_steps,
+            weighting: flags.weighting.unwrap_or_default(),
+            outer: flags.outer.unwrap_or_default(),
+            global_lr: flags.global_lr.unwrap_or(1.0),
+            collective: flags.collective.unwrap_or_else(|| "ring".into()),
+            order: flags.order.unwrap_or_default(),
+            transport: flags.transport.unwrap_or_default(),
+            servers: flags.servers,
+            timeout: flags.timeout.unwrap_or(Seconds(Duration::from_secs(300))),
+            ranks: flags.ranks,
+            network: flags.network.unwrap_or_else(|| "mlp".into()),
+            batch_size: flags.batch_size.unwrap_or(32),
+            learning_rate: flags.learning_rate.unwrap_or(0.05),
+            momentum: flags.momentum.unwrap_or(0.9),
+            weight_decay: flags.weight_decay.unwrap_or(0.0),
+            seed: flags.seed.unwrap_or(1),
+            threads: flags.threads,
+            epochs: flags.epochs.or(no_budget.then_some(DEFAULT_EPOCHS)),
+            max_samples: flags.max_samples,
+            max_seconds: flags.max_seconds,
+            target_accuracy: flags.target_accuracy,
+            target_loss: flags.target_loss,
+            eval_every: flags.eval_every.unwrap_or(1024),
+            dataset: flags.dataset.unwrap_or_else(|| "digits".into()),
+            data_dir: flags.data_dir,
+            split: flags.split.unwrap_or_default(),
+            slow: flags.slow.unwrap_or_default(),
+            slow_link: flags.slow_link.unwrap_or_default(),
+            out: flags.out,
+            progress: flags.progress.unwrap_or_default(),
+            report_every: flags.report_every.unwrap_or(Seconds(Duration::from_secs(1))),
+        };
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<()> {
+        let positive = |flag: &str, value: Option<f64>| match value {
+            Some(value) if !(value > 0.0 && value.is_finite()) => {
+                Err(Error::Usage(format!("--{flag} is {value}; it must be a positive number")))
+            }
+            _ => Ok(()),
+        };
+        positive("learning-rate", Some(self.learning_rate))?;
+        positive("global-lr", Some(self.global_lr))?;
+        positive("epochs", self.epochs)?;
+        positive("max-seconds", self.max_seconds)?;
+        positive("max-samples", self.max_samples.map(|n| n as f64))?;
+        positive("max-local-steps", self.max_local_steps.map(|n| n as f64))?;
+        positive("batch-size", Some(self.batch_size as f64))?;
+        positive("eval-every", Some(self.eval_every as f64))?;
+        positive("ranks", self.ranks.map(|n| n as f64))?;
+        positive("threads", self.threads.map(|n| n as f64))?;
+        positive("target-loss", self.target_loss)?;
+        let share = |flag: &str, value: f64, upper: &str, is_fine: bool| match is_fine {
+            true => Ok(()),
+            false => Err(Error::Usage(format!("--{flag} is {value}; it must be from 0 to {upper}"))),
+        };
+        share("momentum", self.momentum, "below 1", (0.0..1.0).contains(&self.momentum))?;
+        let decay = self.weight_decay;
+        share("weight-decay", decay, "any number", decay >= 0.0 && decay.is_finite())?;
+        let accuracy = self.target_accuracy.unwrap_or(1.0);
+        share("target-accuracy", accuracy, "1", (0.0..=1.0).contains(&accuracy))?;
+        if self.mode == "sync" && (self.outer != Outer::Sgd || self.global_lr != 1.0) {
+            return Err(Error::Usage(
+                "--mode sync averages gradients: --outer and --global-lr change how deltas are applied; use --learning-rate, \
+                 or --mode esync"
+                    .into(),
+            ));
+        }
+        if self.mode != "esync" && self.max_local_steps.is_some() {
+            return Err(Error::Usage(format!("--max-local-steps has no meaning in --mode {}", self.mode)));
+        }
+        if self.servers.is_some() && self.collective != "parameter-server" {
+            return Err(Error::Usage(format!(
+                "--servers belongs to --collective parameter-server, and here it is {}",
+                self.collective
+            )));
+        }
+        if self.transport == TransportChoice::Mpi && self.ranks.is_some() {
+            return Err(Error::Usage(
+                "--ranks makes threads of one process; with --transport mpi the launcher says how many: mpirun -n N".into(),
+            ));
+        }
+        Ok(())
+    }
+
+    /// What depends on the number of ranks.
+    ///
+    /// # Errors
+    /// `Usage`; `Refused` if the collective cannot do what is asked.
+    pub fn check_for_size(&self, size: usize) -> Result<()> {
+        self.slow.of(0, size)?;
+        self.slow_link.delays(size)?;
+        if self.mode == "local" && size > 1 {
+            return Err(Error::Usage(format!(
+                "--mode local is one worker alone, and here are {size} ranks; use sync or esync, or one rank"
+            )));
+        }
+        if let Some(servers) = self.servers.filter(|servers| !(1..=size).contains(servers)) {
+            return Err(Error::Usage(format!("--servers is {servers}; with {size} ranks it must be 1 to {size}")));
+        }
+        Ok(())
+    }
+
+    /// The policy of this mode.
+    ///
+    /// # Errors
+    /// `Usage` for an unknown mode.
+    pub fn policy(&self, planning: Planning) -> Result<Box<dyn WorkerPolicy>> {
+        match self.mode.as_str() {
+            "esync" => Ok(Box::new(EsyncWorker::new(self.settings(planning)))),
+            "sync" => Ok(Box::new(Sync::new())),
+            "local" => Ok(Box::new(Local::new())),
+            other => Err(Error::Usage(format!("unknown mode `{other}`"))),
+        }
+    }
+
+    /// ESync's settings.
+    pub fn settings(&self, planning: Planning) -> Settings {
+        Settings { planning, max_local_steps: self.max_local_steps, ..Settings::default() }
+    }
+
+    /// The communicator's options.
+    ///
+    /// # Errors
+    /// `Usage` for an unknown collective.
+    pub fn communicator_options(&self) -> Result<CommunicatorOptions> {
+        let collective: Arc<dyn Collective> = collective_by_name(&self.collective, self.servers)?;
+        Ok(CommunicatorOptions {
+            collective,
+            order: self.order,
+            timeout: self.timeout.0,
+            ..CommunicatorOptions::default()
+        })
+    }
+
+    /// The budget in samples of all workers, if there is one.
+    pub fn sample_budget(&self, training_samples: usize) -> Option<u64> {
+        let by_epochs = self.epochs.map(|epochs| (epochs * training_samples as f64).ceil() as u64);
+        match (by_epochs, self.max_samples) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        }
+    }
+
+    /// As a configuration file that gives this run again. Values that are not the default are marked.
+    ///
+    /// # Errors
+    /// `Training` if a value cannot be written as TOML.
+    pub fn to_toml(&self) -> Result<String> {
+        let table = |config: &Config| {
+            toml::Table::try_from(config).map_err(|e| Error::Training(format!("cannot write the configuration: {e}")))
+        };
+        let defaults = table(&Config::resolve(Flags::default())?)?;
+        let mut text = String::from("# What ran. Give it again with --config.\n");
+        for (key, value) in table(self)? {
+            let note = if defaults.get(&key) == Some(&value) { "" } else { "  # set by flag, environment or file" };
+            if value.as_str() != Some("") {
+                text.push_str(&format!("{key} = {value}{note}\n"));
+            }
+        }
+        Ok(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_written_configuration_can_be_given_again() {
+        let flags = Flags { slow: Some("7:4x".parse().unwrap()), epochs: Some(2.0), ..Flags::default() };
+        let config = Config::resolve(flags).unwrap();
+        let text = config.to_toml().unwrap();
+        assert!(text.contains("slow = \"7:4x\"  # set by"), "{text}");
+        let again: Flags = toml::from_str(&text).unwrap();
+        assert_eq!(Config::resolve(again).unwrap().to_toml().unwrap(), text);
+    }
+
+    #[test]
+    fn flags_win_over_the_file() {
+        let file: Flags = toml::from_str("mode = \"sync\"\nseed = 7").unwrap();
+        let merged = Flags { seed: Some(9), ..Flags::default() }.over(file).unwrap();
+        assert_eq!((merged.mode.as_deref(), merged.seed), (Some("sync"), Some(9)));
+    }
+
+    #[test]
+    fn unknown_keys_are_refused_with_their_place() {
+        let error = toml::from_str::<Flags>("mode = \"sync\"\nlocal-step = 7").unwrap_err().to_string();
+        assert!(error.contains("line 2") && error.contains("local-step"), "{error}");
+    }
+
+    #[test]
+    fn impossible_values_and_combinations_are_refused() {
+        let check = |flags: Flags, words: &str| {
+            let error = Config::resolve(flags).unwrap_err();
+            assert!(error.to_string().contains(words), "{error}");
+            assert_eq!(error.exit_code(), 2);
+        };
+        check(Flags { learning_rate: Some(f64::NAN), ..Flags::default() }, "--learning-rate is NaN");
+        check(Flags { momentum: Some(1.0), ..Flags::default() }, "--momentum is 1");
+        check(Flags { batch_size: Some(0), ..Flags::default() }, "--batch-size is 0");
+        check(Flags { servers: Some(2), ..Flags::default() }, "--collective parameter-server");
+        check(Flags { target_accuracy: Some(95.0), ..Flags::default() }, "--target-accuracy is 95");
+        check(Flags { mode: Some("sync".into()), global_lr: Some(2.0), ..Flags::default() }, "averages gradients");
+    }
+}

@@ -1,0 +1,226 @@
+//! The flags of `esync-train`. The same names are the keys of `--config` files and, with `ESYNC_`, environment variables.
+
+use super::heterogeneity::{SlowLinks, SlowRanks};
+use crate::collective::{COLLECTIVE_NAMES, Order};
+use crate::data::{DATASET_NAMES, Split};
+use crate::error::{Error, Result};
+use crate::learner::NETWORK_NAMES;
+use crate::policy::{Outer, Weighting};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Args, ValueEnum};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// What `--mode` takes.
+pub const MODE_NAMES: [&str; 3] = ["esync", "sync", "local"];
+
+/// What `--transport` takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TransportChoice {
+    /// `threads` with --ranks, `mpi` under a launcher.
+    #[default]
+    Auto,
+    /// Ranks are threads of one process.
+    Threads,
+    /// Ranks are processes of an MPI job.
+    Mpi,
+}
+
+/// What `--progress` takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Progress {
+    /// A bar on a terminal, lines under a launcher or into a file.
+    #[default]
+    Auto,
+    /// A progress bar on standard error.
+    Bar,
+    /// One plain line per report interval.
+    Line,
+    /// Neither.
+    None,
+}
+
+/// A duration with a unit, as flags and files write it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Seconds(pub Duration);
+
+impl std::str::FromStr for Seconds {
+    type Err = Error;
+    fn from_str(text: &str) -> Result<Self> {
+        let duration = humantime::parse_duration(text)
+            .map_err(|_| Error::Usage(format!("`{text}` is no duration: write a unit, such as 30s or 500ms")))?;
+        if duration.is_zero() {
+            return Err(Error::Usage("a duration of zero would end at once".into()));
+        }
+        Ok(Seconds(duration))
+    }
+}
+
+impl TryFrom<String> for Seconds {
+    type Error = Error;
+    fn try_from(text: String) -> Result<Self> {
+        text.parse()
+    }
+}
+
+impl From<Seconds> for String {
+    fn from(seconds: Seconds) -> String {
+        seconds.to_string()
+    }
+}
+
+impl fmt::Display for Seconds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", humantime::format_duration(self.0))
+    }
+}
+
+fn names(names: &'static [&'static str]) -> impl TypedValueParser<Value = String> {
+    PossibleValuesParser::new(names)
+}
+
+fn order(text: &str) -> Result<Order> {
+    let all = [Order::Auto, Order::Canonical, Order::Rank, Order::Fastest];
+    all.into_iter().find(|order| order.to_string() == text).ok_or_else(|| {
+        Error::Usage(format!("unknown order `{text}`; choose one of: auto, canonical, rank, fastest"))
+    })
+}
+
+/// Every flag, each only if it was given. A configuration file holds the same.
+#[derive(Debug, Clone, Default, Args, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Flags {
+    /// When workers exchange: `esync` fills the waiting time with local steps, `sync` exchanges after every step, `local` is one worker alone [default: esync]
+    #[arg(short, long, env = "ESYNC_MODE", value_parser = names(&MODE_NAMES), help_heading = "Synchronisation")]
+    pub mode: Option<String>,
+    /// Upper bound of local steps in a round [default: none]
+    #[arg(long, env = "ESYNC_MAX_LOCAL_STEPS", value_name = "STEPS", help_heading = "Synchronisation", hide_short_help = true)]
+    pub max_local_steps: Option<u64>,
+    /// How deltas are weighed: uniform, samples, shard, steps [default: uniform]
+    #[arg(long, env = "ESYNC_WEIGHTING", help_heading = "Synchronisation", hide_short_help = true)]
+    pub weighting: Option<Weighting>,
+    /// How their mean is applied: sgd, nesterov [default: sgd]
+    #[arg(long, env = "ESYNC_OUTER", help_heading = "Synchronisation", hide_short_help = true)]
+    pub outer: Option<Outer>,
+    /// Learning rate of the exchange [default: 1.0]
+    #[arg(long, env = "ESYNC_GLOBAL_LR", value_name = "RATE", help_heading = "Synchronisation", hide_short_help = true)]
+    pub global_lr: Option<f64>,
+
+    /// The algorithm of an exchange [default: ring]
+    #[arg(long, env = "ESYNC_COLLECTIVE", value_parser = names(COLLECTIVE_NAMES), help_heading = "Communication")]
+    pub collective: Option<String>,
+    /// The order of summation: auto, canonical, rank, fastest [default: auto]
+    #[arg(long, env = "ESYNC_ORDER", value_parser = order, help_heading = "Communication", hide_short_help = true)]
+    pub order: Option<Order>,
+    /// Where the bytes travel [default: auto]
+    #[arg(long, env = "ESYNC_TRANSPORT", value_enum, help_heading = "Communication")]
+    pub transport: Option<TransportChoice>,
+    /// How many ranks hold shards of the collective `parameter-server` [default: all]
+    #[arg(long, env = "ESYNC_SERVERS", value_name = "RANKS", help_heading = "Communication", hide_short_help = true)]
+    pub servers: Option<usize>,
+    /// Longest single wait for another rank [default: 5m]
+    #[arg(long, env = "ESYNC_TIMEOUT", value_name = "TIME", help_heading = "Communication")]
+    pub timeout: Option<Seconds>,
+
+    /// Run as this many threads of one process, without MPI
+    #[arg(long, env = "ESYNC_RANKS", value_name = "N", help_heading = "Run")]
+    pub ranks: Option<usize>,
+    /// The model [default: mlp]
+    #[arg(long, visible_alias = "model", env = "ESYNC_NETWORK", value_parser = names(&NETWORK_NAMES), help_heading = "Run")]
+    pub network: Option<String>,
+    /// Samples per mini-batch and worker [default: 32]
+    #[arg(short, long, env = "ESYNC_BATCH_SIZE", value_name = "SAMPLES", help_heading = "Run")]
+    pub batch_size: Option<usize>,
+    /// Learning rate of the local optimiser [default: 0.05]
+    #[arg(short, long, visible_aliases = ["lr", "local-lr"], env = "ESYNC_LEARNING_RATE", value_name = "RATE", help_heading = "Run")]
+    pub learning_rate: Option<f64>,
+    /// Momentum of the local optimiser [default: 0.9]
+    #[arg(long, env = "ESYNC_MOMENTUM", help_heading = "Run", hide_short_help = true)]
+    pub momentum: Option<f64>,
+    /// Weight decay of the local optimiser [default: 0]
+    #[arg(long, env = "ESYNC_WEIGHT_DECAY", help_heading = "Run", hide_short_help = true)]
+    pub weight_decay: Option<f64>,
+    /// Decides initial parameters, partition and shuffling [default: 1]
+    #[arg(long, env = "ESYNC_SEED", help_heading = "Run", hide_short_help = true)]
+    pub seed: Option<u64>,
+    /// Threads of a rank's arithmetic [default: cores / ranks of the host, at least 1]
+    #[arg(long, env = "ESYNC_THREADS", value_name = "N", help_heading = "Run", hide_short_help = true)]
+    pub threads: Option<usize>,
+
+    /// Budget: this many times the training set's samples, counted over all workers [default: 10]
+    #[arg(long, env = "ESYNC_EPOCHS", help_heading = "Budget and target")]
+    pub epochs: Option<f64>,
+    /// Budget: this many samples over all workers
+    #[arg(long, env = "ESYNC_MAX_SAMPLES", value_name = "SAMPLES", help_heading = "Budget and target", hide_short_help = true)]
+    pub max_samples: Option<u64>,
+    /// Budget: seconds of training
+    #[arg(long, env = "ESYNC_MAX_SECONDS", value_name = "SECONDS", help_heading = "Budget and target", hide_short_help = true)]
+    pub max_seconds: Option<f64>,
+    /// Stop at this test accuracy (0 to 1); exit code 8 if the budget does not reach it
+    #[arg(long, env = "ESYNC_TARGET_ACCURACY", value_name = "SHARE", help_heading = "Budget and target")]
+    pub target_accuracy: Option<f64>,
+    /// Stop at this test loss; exit code 8 if the budget does not reach it
+    #[arg(long, env = "ESYNC_TARGET_LOSS", value_name = "LOSS", help_heading = "Budget and target", hide_short_help = true)]
+    pub target_loss: Option<f64>,
+    /// Evaluate every so many samples over all workers [default: 1024]
+    #[arg(long, env = "ESYNC_EVAL_EVERY", value_name = "SAMPLES", help_heading = "Budget and target", hide_short_help = true)]
+    pub eval_every: Option<u64>,
+
+    /// The data set [default: digits]
+    #[arg(long, env = "ESYNC_DATASET", value_parser = names(&DATASET_NAMES), help_heading = "Data")]
+    pub dataset: Option<String>,
+    /// Where its files are (`digits` is built in)
+    #[arg(long, env = "ESYNC_DATA_DIR", value_name = "DIR", help_heading = "Data")]
+    pub data_dir: Option<PathBuf>,
+    /// How workers share it: iid, by-class, dirichlet:ALPHA [default: iid]
+    #[arg(long, env = "ESYNC_SPLIT", help_heading = "Data", hide_short_help = true)]
+    pub split: Option<Split>,
+
+    /// Make ranks slower by sleeping: 3:4x (four times its step's time), 7:200ms (more each step)
+    #[arg(long, env = "ESYNC_SLOW", value_name = "RANK:AMOUNT,…", help_heading = "Heterogeneity on one machine")]
+    pub slow: Option<SlowRanks>,
+    /// Delay every message that a rank sends or receives: 2:5ms
+    #[arg(long, env = "ESYNC_SLOW_LINK", value_name = "RANK:TIME,…", help_heading = "Heterogeneity on one machine", hide_short_help = true)]
+    pub slow_link: Option<SlowLinks>,
+
+    /// Directory for the results, never overwritten [default: runs/TIME-MODE]
+    #[arg(long, env = "ESYNC_OUT", value_name = "DIR", help_heading = "Output")]
+    pub out: Option<PathBuf>,
+    /// How progress is shown [default: auto]
+    #[arg(long, env = "ESYNC_PROGRESS", value_enum, help_heading = "Output", hide_short_help = true)]
+    pub progress: Option<Progress>,
+    /// Time between two progress lines [default: 1s]
+    #[arg(long, env = "ESYNC_REPORT_EVERY", value_name = "TIME", help_heading = "Output", hide_short_help = true)]
+    pub report_every: Option<Seconds>,
+}
+
+impl Flags {
+    /// Reads a configuration file.
+    ///
+    /// # Errors
+    /// `Usage` with line and column for unknown keys and unusable values.
+    pub fn read(path: &std::path::Path) -> Result<Flags> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|e| Error::Usage(format!("--config {}: {e}", path.display())))?;
+        toml::from_str(&text).map_err(|e| Error::Usage(format!("--config {}: {e}", path.display())))
+    }
+
+    /// These flags, and those of `file` where these say nothing.
+    ///
+    /// # Errors
+    /// `Training` never; the result is `Usage` if the two cannot be merged.
+    pub fn over(self, file: Flags) -> Result<Flags> {
+        // Both as tables: a field that is added cannot be forgotten here.
+        let table = |flags: &Flags| {
+            toml::Table::try_from(flags).map_err(|e| Error::Usage(format!("the flags cannot be written as TOML: {e}")))
+        };
+        let mut merged = table(&file)?;
+        merged.extend(table(&self)?);
+        merged.try_into().map_err(|e| Error::Usage(format!("flags and configuration file do not fit together: {e}")))
+    }
+}

@@ -1,0 +1,27 @@
+//! `esync-train`'s inside: configuration, the training loop, and what it writes.
+
+mod config;
+mod flags;
+mod heterogeneity;
+mod launch;
+mod metrics;
+mod report;
+mod summary;
+
+#[cfg(feature = "torch")]
+mod evaluate;
+#[cfg(feature = "torch")]
+mod run;
+#[cfg(feature = "torch")]
+mod watcher;
+
+pub use config::Config;
+pub use flags::{Flags, MODE_NAMES, Progress, TransportChoice};
+pub use heterogeneity::{SlowLinks, SlowRanks, Slowness};
+pub use launch::{first_failure, run_ranks};
+pub use metrics::Metrics;
+#[cfg(feature = "torch")]
+pub use run::{Outcome, train};
+#[cfg(feature = "torch")]
+pub use watcher::Signals;
+pub use summary::{StoppedBy, Summary, WorkerSummary};

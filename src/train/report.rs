@@ -1,0 +1,113 @@
+//! What a person sees while training runs: rank 0's first lines, then a progress bar or plain lines.
+
+use super::flags::Progress;
+use crate::transport::announced_ranks;
+use indicatif::{ProgressBar, ProgressStyle};
+use std::io::{IsTerminal, Write};
+use std::time::{Duration, Instant};
+
+/// Rank 0's voice; silent on the other ranks.
+pub(super) struct Reporter {
+    style: Style,
+    every: Duration,
+    last: Instant,
+    /// Global samples and waiting at the last line.
+    samples: u64,
+    elapsed: f64,
+}
+
+enum Style {
+    Bar(ProgressBar),
+    Line,
+    Silent,
+}
+
+/// The figures of a line.
+pub(super) struct Line<'a> {
+    pub(super) elapsed: f64,
+    pub(super) round: u64,
+    pub(super) loss: f64,
+    pub(super) accuracy: Option<f64>,
+    pub(super) global_samples: u64,
+    pub(super) local_steps: &'a [u64],
+    pub(super) wait_share: f64,
+    pub(super) exchange_seconds: f64,
+}
+
+impl Reporter {
+    pub(super) fn new(progress: Progress, every: Duration, is_rank_0: bool, budget: Option<u64>) -> Self {
+        let style = match progress {
+            _ if !is_rank_0 => Style::Silent,
+            Progress::None => Style::Silent,
+            Progress::Line => Style::Line,
+            Progress::Bar => Style::bar(budget),
+            // Under a launcher standard output is a pseudo-terminal even when it ends in a file, and standard error never
+            // is one.
+            Progress::Auto if announced_ranks().is_none() && std::io::stderr().is_terminal() => Style::bar(budget),
+            Progress::Auto => Style::Line,
+        };
+        Reporter { style, every, last: Instant::now(), samples: 0, elapsed: 0.0 }
+    }
+
+    /// Shows the figures, if it is time to.
+    pub(super) fn show(&mut self, line: &Line<'_>) {
+        match &self.style {
+            Style::Silent => {}
+            Style::Bar(bar) => {
+                bar.set_position(line.global_samples);
+                let accuracy = line.accuracy.map_or(String::new(), |a| format!("acc {:.1}%  ", 100.0 * a));
+                bar.set_message(format!("loss {:.4}  {accuracy}wait {:.0}%", line.loss, 100.0 * line.wait_share));
+            }
+            Style::Line if self.last.elapsed() >= self.every => {
+                self.last = Instant::now();
+                let rate = (line.global_samples - self.samples) as f64 / (line.elapsed - self.elapsed).max(1e-9);
+                self.samples = line.global_samples;
+                self.elapsed = line.elapsed;
+                say(&text(line, rate));
+            }
+            Style::Line => {}
+        }
+    }
+
+    pub(super) fn finish(&self) {
+        if let Style::Bar(bar) = &self.style {
+            bar.finish();
+        }
+    }
+}
+
+impl Style {
+    fn bar(budget: Option<u64>) -> Style {
+        let bar = ProgressBar::new(budget.unwrap_or(0));
+        let template = "{elapsed:>5} [{bar:30}] {pos}/{len} samples ({per_sec}, {eta} left)  {msg}";
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style.progress_chars("=> "));
+        }
+        Style::Bar(bar)
+    }
+}
+
+fn text(line: &Line<'_>, rate: f64) -> String {
+    let accuracy = line.accuracy.map_or(String::new(), |a| format!("  acc {:.1}%", 100.0 * a));
+    // Beyond sixteen ranks a list tells less than its ends.
+    let steps = match line.local_steps {
+        [] => "-".to_string(),
+        steps if steps.len() <= 16 => steps.iter().map(u64::to_string).collect::<Vec<_>>().join("/"),
+        steps => format!("{}..{}", steps.iter().min().unwrap_or(&0), steps.iter().max().unwrap_or(&0)),
+    };
+    format!(
+        "{:>7.1}s round {:>5}  loss {:.4}{accuracy}  {rate:.0} samples/s  steps {steps}  wait {:.0}%  exchange {:.1}ms",
+        line.elapsed,
+        line.round,
+        line.loss,
+        100.0 * line.wait_share,
+        1e3 * line.exchange_seconds,
+    )
+}
+
+/// One line on standard output, at once, also when it is a pipe.
+pub(super) fn say(line: &str) {
+    let mut out = std::io::stdout().lock();
+    // A reader that went away is no reason to lose a training run.
+    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+}

@@ -1,0 +1,377 @@
+//! One rank's run, from the data to the summary.
+
+use super::config::Config;
+use super::metrics::Metrics;
+use super::report::{Reporter, say};
+use super::summary::{StoppedBy, Summary, WorkerSummary, write_atomically};
+use super::watcher::{Limits, Signals, Watcher};
+use crate::collective::{Communicator, Member};
+use crate::data::{Dataset, load, partition};
+use crate::error::{Error, Result};
+use crate::learner::{Learner, TorchLearner, TorchOptions, set_threads, weights};
+use crate::policy::Update;
+use crate::policy::esync::Planning;
+use crate::runtime::{Activity, ExchangeOptions, Mechanism, Next, Observed, Step, Worker, establish};
+use crate::transport::Transport;
+use serde_json::json;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+/// How a run ended.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    /// The figures; on every rank.
+    pub summary: Summary,
+    /// Where the files are.
+    pub out: PathBuf,
+}
+
+impl Outcome {
+    /// 0, or 8 if a target was not reached, or 130 if the run was interrupted.
+    pub fn exit_code(&self) -> i32 {
+        match (self.summary.stopped_by, self.summary.reached_target) {
+            (StoppedBy::Interrupt, _) => 130,
+            (_, Some(false)) => 8,
+            _ => 0,
+        }
+    }
+}
+
+/// Trains on this rank. All ranks call it with the same configuration; rank 0 prints and writes the results.
+///
+/// # Errors
+/// Every error of the library; see [`Error::exit_code`].
+pub fn train(config: &Config, transport: Arc<dyn Transport>, signals: &Signals) -> Result<Outcome> {
+    let (rank, size) = (transport.rank(), transport.size());
+    config.check_for_size(size)?;
+    let mut communicator = Communicator::new(transport, config.communicator_options()?)?;
+    agree_on_configuration(config, &mut communicator)?;
+    set_threads(threads_per_rank(config, &communicator) as i32);
+
+    let dataset = Arc::new(load(&config.dataset, config.data_dir.as_deref())?);
+    let shards = partition(&dataset.train.labels, config.split, size, config.seed)?;
+    let shard_samples: Vec<u64> = shards.iter().map(|shard| shard.len() as u64).collect();
+    let shard = shards.into_iter().nth(rank).unwrap_or_default();
+    let mut learner: Box<dyn Learner> = Box::new(TorchLearner::new(
+        &config.network,
+        dataset.clone(),
+        shard,
+        TorchOptions {
+            batch_size: config.batch_size,
+            learning_rate: config.learning_rate,
+            momentum: config.momentum,
+            weight_decay: config.weight_decay,
+            seed: config.seed,
+            rank,
+        },
+    )?);
+
+    let out = prepare_out(config, &mut communicator)?;
+    let is_local = communicator.transport().peer(rank).host == communicator.transport().peer(0).host;
+    let metrics = Metrics::open(&out.join("metrics.jsonl"), rank, is_local)?;
+
+    let step_seconds = warm_up(config, &mut *learner, &mut communicator)?;
+    let mut notice = None;
+    let mut state_server = None;
+    if config.mode == "esync" && size > 1 {
+        let settings = config.settings(Planning::StateServer);
+        let established = establish(&mut communicator, &settings, &step_seconds, Mechanism::Auto)?;
+        (state_server, notice) = (established.state_server, established.notice);
+    }
+    let planning = if state_server.is_some() { Planning::StateServer } else { Planning::Ahead };
+    let options = ExchangeOptions {
+        weighting: config.weighting,
+        outer: config.outer,
+        global_learning_rate: config.global_lr,
+        shard_samples,
+    };
+    let mut worker =
+        Worker::new(config.policy(planning)?, communicator, state_server, options, &mut learner)?;
+
+    let limits = Limits::new(config, dataset.train.len());
+    let reporter = Reporter::new(config.progress, config.report_every.0, rank == 0, limits.samples);
+    let mut watcher = Watcher::new(limits, metrics, reporter, signals.clone(), config.mode == "local");
+    if rank == 0 {
+        print_first_lines(config, &mut worker, &dataset, &out);
+        if let Some(notice) = &notice {
+            say(&format!("note: {notice}"));
+            watcher.metrics().event("warning", json!({ "text": notice }))?;
+        }
+    }
+    run_steps(config, &mut worker, &mut learner, &mut watcher, step_seconds)?;
+    watcher.finish();
+    conclude(config, worker, learner, watcher, out)
+}
+
+/// The training loop.
+fn run_steps(
+    config: &Config,
+    worker: &mut Worker,
+    learner: &mut Box<dyn Learner>,
+    watcher: &mut Watcher,
+    step_seconds: Arc<[f64]>,
+) -> Result<()> {
+    let rank = worker.communicator().rank();
+    let slowness = config.slow.of(rank, worker.communicator().size())?;
+    watcher.restart_clock();
+    let mut next = worker.begin(step_seconds, learner, watcher)?;
+    watcher.restart_clock();
+    while let Next::Step { update } = next {
+        worker.clock().switch(Activity::Compute);
+        let outcome = learner.step(update)?;
+        let mut seconds = worker.clock().switch(Activity::Slow);
+        if let Some(slowness) = slowness {
+            std::thread::sleep(slowness.pause(seconds));
+            seconds += worker.clock().switch(Activity::Other);
+        }
+        let step = Step { seconds, samples: outcome.samples, loss: outcome.loss };
+        next = worker.stepped(step, update, learner, watcher)?;
+    }
+    Ok(())
+}
+
+/// The last evaluation, the figures of all ranks, the files.
+fn conclude(
+    config: &Config,
+    mut worker: Worker,
+    mut learner: Box<dyn Learner>,
+    mut watcher: Watcher,
+    out: PathBuf,
+) -> Result<Outcome> {
+    let train_seconds = watcher.train_seconds();
+    let total_seconds = worker.clock().total_seconds();
+    let totals = worker.totals();
+    let mut clock = worker.clock().clone();
+    let (mode, state_server) = (worker.mode(), worker.state_server());
+    let communicator = worker.communicator();
+    let score = match watcher.last_score {
+        Some((score, at)) if at == totals.global_samples => score,
+        _ => {
+            let mut observed = Observed { model: &mut learner, communicator, clock: &mut clock, totals };
+            watcher.evaluate(&mut observed)?
+        }
+    };
+    let own = worker_summary(&clock, totals.local_steps, totals.samples, total_seconds, communicator);
+    let own = serde_json::to_vec(&own).map_err(|e| Error::Internal(format!("a summary cannot be sent: {e}")))?;
+    let read = |bytes: &Vec<u8>| {
+        serde_json::from_slice::<WorkerSummary>(bytes)
+            .map_err(|e| Error::Internal(format!("a rank's summary cannot be read: {e}")))
+    };
+    let workers: Vec<WorkerSummary> = communicator.gather_bytes(&own)?.iter().map(read).collect::<Result<_>>()?;
+    let remote = watcher.metrics().take_remote()?;
+    let remote = communicator.gather_bytes(&remote)?;
+
+    let has_target = config.target_accuracy.is_some() || config.target_loss.is_some();
+    let stopped_by = watcher.stopped_by.unwrap_or(StoppedBy::Samples);
+    let summary = Summary {
+        version: 1,
+        mode: mode.into(),
+        collective: config.collective.clone(),
+        transport: communicator.transport().name().into(),
+        ranks: communicator.size(),
+        hosts: communicator.topology().host_count(),
+        network: config.network.clone(),
+        dataset: config.dataset.clone(),
+        seed: config.seed,
+        state_server: state_server.map(String::from),
+        final_accuracy: score.accuracy,
+        final_loss: score.loss,
+        target_accuracy: config.target_accuracy,
+        target_loss: config.target_loss,
+        reached_target: has_target.then_some(watcher.time_to_target_seconds.is_some()),
+        time_to_target_seconds: watcher.time_to_target_seconds,
+        train_seconds,
+        samples: totals.global_samples,
+        samples_per_second: totals.global_samples as f64 / train_seconds.max(1e-9),
+        exchanges: totals.exchanges,
+        bytes_sent: workers.iter().map(|worker| worker.bytes_sent).sum(),
+        stopped_by,
+        workers,
+    };
+    let mut written = Ok(());
+    if communicator.rank() == 0 {
+        written = write_results(config, &summary, &mut learner, &mut watcher, &remote, &out);
+    }
+    // Nobody leaves before the results are on the disk, and everybody knows if they are not.
+    agree(communicator, written)?;
+    Ok(Outcome { summary, out })
+}
+
+fn write_results(
+    config: &Config,
+    summary: &Summary,
+    learner: &mut Box<dyn Learner>,
+    watcher: &mut Watcher,
+    remote: &[Vec<u8>],
+    out: &Path,
+) -> Result<()> {
+    for lines in remote {
+        watcher.metrics().append(lines)?;
+    }
+    let parameters = learner.parameters().to_vec();
+    weights::save(&out.join("model.safetensors"), learner.layout(), &parameters, &config.network, &config.dataset)?;
+    summary.write(&out.join("summary.json"))?;
+    say(&format!("\n{}", summary.table()));
+    if let (Some(false), Some(target)) = (summary.reached_target, config.target_accuracy) {
+        say(&format!(
+            "the target of {:.2}% was not reached: {:.2}% after {} samples; raise --epochs or change --learning-rate",
+            100.0 * target,
+            100.0 * summary.final_accuracy,
+            summary.samples
+        ));
+    } else if let (Some(false), Some(target)) = (summary.reached_target, config.target_loss) {
+        say(&format!("the target loss of {target} was not reached: {:.4} after {} samples", summary.final_loss, summary.samples));
+    }
+    say(&format!("results in {}", out.display()));
+    Ok(())
+}
+
+fn worker_summary(
+    clock: &crate::runtime::Stopwatch,
+    local_steps: u64,
+    samples: u64,
+    total_seconds: f64,
+    communicator: &Communicator,
+) -> WorkerSummary {
+    let rank = communicator.rank();
+    WorkerSummary {
+        rank,
+        host: communicator.transport().peer(rank).host.clone(),
+        device: "cpu".into(),
+        local_steps,
+        samples,
+        compute_seconds: clock.seconds(Activity::Compute),
+        exchange_seconds: clock.seconds(Activity::Exchange),
+        wait_seconds: clock.seconds(Activity::Wait),
+        evaluate_seconds: clock.seconds(Activity::Evaluate),
+        slow_seconds: clock.seconds(Activity::Slow),
+        decide_seconds: clock.seconds(Activity::Decide),
+        total_seconds,
+        bytes_sent: communicator.bytes_sent(),
+        bytes_received: communicator.bytes_received(),
+    }
+}
+
+/// One step that leaves no trace: pays for lazy initialisation, and measures every rank for the first plan.
+fn warm_up(config: &Config, learner: &mut dyn Learner, communicator: &mut Communicator) -> Result<Arc<[f64]>> {
+    let state = learner.save_state();
+    let started = Instant::now();
+    learner.step(Update::Local)?;
+    learner.load_state(&state)?;
+    let mut step_seconds = started.elapsed().as_secs_f64();
+    if let Some(slowness) = config.slow.of(communicator.rank(), communicator.size())? {
+        step_seconds += slowness.pause(step_seconds).as_secs_f64();
+    }
+    let entry = communicator.gather(Member { step_seconds, ..Member::default() })?;
+    Ok(entry.members.iter().map(|member| member.step_seconds).collect())
+}
+
+/// Ranks that were started with different flags stop here, with both values named.
+fn agree_on_configuration(config: &Config, communicator: &mut Communicator) -> Result<()> {
+    // Threads and files belong to a rank's own host.
+    let common = Config { threads: None, data_dir: None, ..config.clone() }.to_toml()?;
+    let all = communicator.gather_bytes(common.as_bytes())?;
+    let lines = |bytes: &[u8]| -> Vec<String> {
+        String::from_utf8_lossy(bytes).lines().map(|line| line.split("  #").next().unwrap_or("").to_string()).collect()
+    };
+    let first = lines(&all[0]);
+    for (rank, other) in all.iter().enumerate() {
+        let other = lines(other);
+        if first != other {
+            let missing = |from: &[String], than: &[String]| {
+                let differing: Vec<&str> = from.iter().filter(|l| !than.contains(l)).map(String::as_str).collect();
+                if differing.is_empty() { "nothing more".to_string() } else { differing.join(", ") }
+            };
+            return Err(Error::Usage(format!(
+                "ranks were started with different flags: rank 0 has {}; rank {rank} has {}",
+                missing(&first, &other),
+                missing(&other, &first)
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Every rank returns rank 0's error, if it has one.
+fn agree(communicator: &mut Communicator, own: Result<()>) -> Result<()> {
+    let complaint = own.as_ref().err().map(Error::to_string).unwrap_or_default();
+    let complaint = communicator.gather_bytes(complaint.as_bytes())?.swap_remove(0);
+    own?;
+    match complaint.is_empty() {
+        true => Ok(()),
+        false => Err(Error::Environment(String::from_utf8_lossy(&complaint).into_owned())),
+    }
+}
+
+/// Rank 0 makes the directory of the results, and writes `config.toml` into it.
+fn prepare_out(config: &Config, communicator: &mut Communicator) -> Result<PathBuf> {
+    let mut made = Ok(PathBuf::new());
+    if communicator.rank() == 0 {
+        made = make_out(config);
+    }
+    let path = made.as_ref().map(|path| path.to_string_lossy().into_owned()).unwrap_or_default();
+    let path = communicator.gather_bytes(path.as_bytes())?.swap_remove(0);
+    agree(communicator, made.map(drop))?;
+    Ok(PathBuf::from(String::from_utf8_lossy(&path).into_owned()))
+}
+
+fn make_out(config: &Config) -> Result<PathBuf> {
+    let out = config.out.clone().unwrap_or_else(|| {
+        let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let time = humantime::format_rfc3339_seconds(UNIX_EPOCH + seconds).to_string();
+        let time: String = time.chars().filter(|c| c.is_ascii_alphanumeric()).collect();
+        let name = format!("{time}-{}", config.mode);
+        let runs = Path::new("runs");
+        let free = |name: &String| !runs.join(name).exists();
+        // Two runs within one second get a number.
+        let mut names = std::iter::once(name.clone()).chain((2..).map(|n| format!("{name}-{n}")));
+        runs.join(names.find(free).unwrap_or(name))
+    });
+    let is_taken = std::fs::read_dir(&out).is_ok_and(|mut entries| entries.next().is_some());
+    if is_taken {
+        return Err(Error::Usage(format!(
+            "--out {} exists and is not empty: results are never overwritten, choose another directory",
+            out.display()
+        )));
+    }
+    std::fs::create_dir_all(&out)
+        .map_err(|e| Error::file(&out, format!("cannot make the directory of the results: {e}; choose another --out")))?;
+    write_atomically(&out.join("config.toml"), config.to_toml()?.as_bytes())?;
+    Ok(out)
+}
+
+/// All cores of the host, shared between its ranks.
+fn threads_per_rank(config: &Config, communicator: &Communicator) -> usize {
+    let asked = std::env::var("OMP_NUM_THREADS").ok().and_then(|threads| threads.parse().ok());
+    config.threads.or(asked).unwrap_or_else(|| {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let topology = communicator.topology();
+        let own = topology.host(communicator.rank());
+        let neighbours = (0..topology.size()).filter(|&rank| topology.host(rank) == own).count();
+        (cores / neighbours).max(1)
+    })
+}
+
+fn print_first_lines(config: &Config, worker: &mut Worker, dataset: &Dataset, out: &Path) {
+    let state_server = worker.state_server().map_or(String::new(), |name| format!(" (state server: {name})"));
+    let mode = worker.mode();
+    let communicator = worker.communicator();
+    let threads = threads_per_rank(config, communicator);
+    let plural = |count: usize, word: &str| format!("{count} {word}{}", if count == 1 { "" } else { "s" });
+    say(&format!(
+        "esync {}: {} on {}, transport {}, collective {}, {} of arithmetic each",
+        env!("CARGO_PKG_VERSION"),
+        plural(communicator.size(), "rank"),
+        plural(communicator.topology().host_count(), "host"),
+        communicator.transport().name(),
+        config.collective,
+        plural(threads, "thread"),
+    ));
+    say(&format!(
+        "mode {mode}{state_server}, network {}, batch {}, learning rate {}, seed {}",
+        config.network, config.batch_size, config.learning_rate, config.seed
+    ));
+    say(&format!("data: {}", dataset.description));
+    say(&format!("results go to {}", out.display()));
+}

@@ -1,0 +1,258 @@
+//! Looks on while a worker trains: metrics, evaluation by global samples, budgets, targets, signals.
+
+use super::config::Config;
+use super::evaluate::{Score, evaluate};
+use super::metrics::Metrics;
+use super::report::{Line, Reporter};
+use super::summary::StoppedBy;
+use crate::error::Result;
+use crate::learner::Learner;
+use crate::policy::{Action, Reason};
+use crate::runtime::{Activity, ExchangeReport, Observed, Observer, Step, Totals};
+use serde::Serialize;
+use serde_json::json;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+/// What signals ask for; set by handlers, read between steps.
+#[derive(Debug, Clone, Default)]
+pub struct Signals {
+    /// SIGINT or SIGTERM.
+    pub interrupt: Arc<AtomicBool>,
+    /// SIGUSR1: finish this round and end in order.
+    pub request: Arc<AtomicBool>,
+}
+
+/// The limits of a run.
+pub(super) struct Limits {
+    pub(super) samples: Option<u64>,
+    pub(super) seconds: Option<f64>,
+    pub(super) target_accuracy: Option<f64>,
+    pub(super) target_loss: Option<f64>,
+    pub(super) eval_every: u64,
+}
+
+impl Limits {
+    pub(super) fn new(config: &Config, training_samples: usize) -> Self {
+        Limits {
+            samples: config.sample_budget(training_samples),
+            seconds: config.max_seconds,
+            target_accuracy: config.target_accuracy,
+            target_loss: config.target_loss,
+            eval_every: config.eval_every,
+        }
+    }
+
+    /// Whether there is a target, and this score meets all of it.
+    fn meets_target(&self, score: &Score) -> bool {
+        let has_target = self.target_accuracy.is_some() || self.target_loss.is_some();
+        has_target
+            && self.target_accuracy.is_none_or(|target| score.accuracy >= target)
+            && self.target_loss.is_none_or(|target| score.loss <= target)
+    }
+}
+
+pub(super) struct Watcher {
+    limits: Limits,
+    metrics: Metrics,
+    reporter: Reporter,
+    signals: Signals,
+    started: Instant,
+    evaluate_seconds: f64,
+    next_evaluation: u64,
+    /// The last evaluation, and after how many global samples it was.
+    pub(super) last_score: Option<(Score, u64)>,
+    pub(super) time_to_target_seconds: Option<f64>,
+    pub(super) stopped_by: Option<StoppedBy>,
+    local_steps: u64,
+    /// This run makes no exchanges: limits are checked after every step.
+    is_alone: bool,
+}
+
+/// Wishes to stop, as numbers that travel; the greatest wins.
+const WISHES: [(u64, StoppedBy); 3] =
+    [(1, StoppedBy::Seconds), (2, StoppedBy::Request), (3, StoppedBy::Interrupt)];
+
+#[derive(Serialize)]
+struct StepEvent {
+    local_step: u64,
+    step_seconds: f64,
+    samples: usize,
+    loss: f64,
+}
+
+impl Watcher {
+    pub(super) fn new(limits: Limits, metrics: Metrics, reporter: Reporter, signals: Signals, is_alone: bool) -> Self {
+        Watcher {
+            next_evaluation: limits.eval_every,
+            limits,
+            metrics,
+            reporter,
+            signals,
+            started: Instant::now(),
+            evaluate_seconds: 0.0,
+            last_score: None,
+            time_to_target_seconds: None,
+            stopped_by: None,
+            local_steps: 0,
+            is_alone,
+        }
+    }
+
+    /// Training begins now.
+    pub(super) fn restart_clock(&mut self) {
+        self.started = Instant::now();
+        self.metrics.restart_clock();
+    }
+
+    /// Seconds of training, without those of evaluation.
+    pub(super) fn train_seconds(&self) -> f64 {
+        self.started.elapsed().as_secs_f64() - self.evaluate_seconds
+    }
+
+    pub(super) fn metrics(&mut self) -> &mut Metrics {
+        &mut self.metrics
+    }
+
+    pub(super) fn finish(&self) {
+        self.reporter.finish();
+    }
+
+    /// Evaluates, and notes whether the target is met.
+    pub(super) fn evaluate<L: Learner + ?Sized>(&mut self, observed: &mut Observed<'_, Box<L>>) -> Result<Score> {
+        let train_seconds = self.train_seconds();
+        observed.clock.switch(Activity::Evaluate);
+        let score = evaluate(&mut **observed.model, observed.communicator)?;
+        let evaluate_seconds = observed.clock.switch(Activity::Other);
+        self.evaluate_seconds += evaluate_seconds;
+        self.last_score = Some((score, observed.totals.global_samples));
+        if self.limits.meets_target(&score) && self.time_to_target_seconds.is_none() {
+            self.time_to_target_seconds = Some(train_seconds);
+        }
+        if observed.communicator.rank() == 0 {
+            let event = json!({
+                "accuracy": score.accuracy,
+                "loss": score.loss,
+                "global_samples": observed.totals.global_samples,
+                "train_seconds": train_seconds,
+                "evaluate_seconds": evaluate_seconds,
+            });
+            self.metrics.event("evaluate", event)?;
+        }
+        Ok(score)
+    }
+
+    /// Evaluates if it is due, and says whether a limit is reached.
+    fn check_limits<L: Learner + ?Sized>(&mut self, wish: u64, mut observed: Observed<'_, Box<L>>) -> Result<bool> {
+        let Totals { global_samples, .. } = observed.totals;
+        let spent = self.limits.samples.is_some_and(|limit| global_samples >= limit);
+        if global_samples >= self.next_evaluation || spent {
+            self.next_evaluation = (global_samples / self.limits.eval_every + 1) * self.limits.eval_every;
+            self.evaluate(&mut observed)?;
+        }
+        self.stopped_by = if self.time_to_target_seconds.is_some() {
+            Some(StoppedBy::Target)
+        } else if spent {
+            Some(StoppedBy::Samples)
+        } else {
+            WISHES.iter().find(|(number, _)| *number == wish).map(|(_, why)| *why)
+        };
+        Ok(self.stopped_by.is_some())
+    }
+
+    fn wish(&self) -> u64 {
+        if self.signals.interrupt.load(Ordering::Relaxed) {
+            3
+        } else if self.signals.request.load(Ordering::Relaxed) {
+            2
+        } else {
+            u64::from(self.limits.seconds.is_some_and(|limit| self.train_seconds() >= limit))
+        }
+    }
+
+    fn show<M>(&mut self, report: &ExchangeReport, observed: &Observed<'_, M>) {
+        let elapsed = self.train_seconds();
+        let local_steps: Vec<u64> = report.members.iter().map(|member| member.local_steps.0).collect();
+        self.reporter.show(&Line {
+            elapsed,
+            round: report.exchange,
+            loss: mean_loss(report),
+            accuracy: self.last_score.map(|(score, _)| score.accuracy),
+            global_samples: observed.totals.global_samples,
+            local_steps: &local_steps,
+            wait_share: observed.clock.seconds(Activity::Wait) / elapsed.max(1e-9),
+            exchange_seconds: report.exchange_seconds,
+        });
+    }
+}
+
+/// Over the samples of all ranks' rounds.
+fn mean_loss(report: &ExchangeReport) -> f64 {
+    let samples: u64 = report.members.iter().map(|member| member.samples).sum();
+    let sum: f64 = report.members.iter().map(|member| member.loss * member.samples as f64).sum();
+    sum / samples.max(1) as f64
+}
+
+impl<L: Learner + ?Sized> Observer<Box<L>> for Watcher {
+    fn stop_wish(&mut self) -> u64 {
+        self.wish()
+    }
+
+    fn decided(&mut self, action: &Action, reason: &Reason) {
+        // A full disk is reported by the next event that can return an error.
+        let _ = self.metrics.event("decision", json!({ "action": action_name(action), "reason": reason.to_string() }));
+    }
+
+    fn stepped(&mut self, step: &Step, observed: Observed<'_, Box<L>>) -> Result<bool> {
+        self.local_steps += 1;
+        let event = StepEvent {
+            local_step: self.local_steps,
+            step_seconds: step.seconds,
+            samples: step.samples,
+            loss: step.loss,
+        };
+        self.metrics.event("step", event)?;
+        if self.is_alone {
+            let wish = self.wish();
+            return self.check_limits(wish, observed);
+        }
+        Ok(false)
+    }
+
+    fn exchanged(&mut self, report: &ExchangeReport, observed: Observed<'_, Box<L>>) -> Result<bool> {
+        let rank = observed.communicator.rank();
+        let own = &report.members[rank];
+        self.metrics.event(
+            "exchange",
+            json!({
+                "exchange": report.exchange,
+                "local_steps": own.local_steps.0,
+                "samples": own.samples,
+                "global_samples": observed.totals.global_samples,
+                "loss": own.loss,
+                "wait_seconds": report.wait_seconds,
+                "exchange_seconds": report.exchange_seconds,
+            }),
+        )?;
+        if rank == 0 {
+            self.show(report, &observed);
+        }
+        self.check_limits(report.stop_wish, observed)
+    }
+}
+
+fn action_name(action: &Action) -> &'static str {
+    match action {
+        Action::Step { .. } => "step",
+        Action::Report(_) => "report",
+        Action::Begin { .. } => "begin",
+        Action::Finish { .. } => "finish",
+        Action::Push { .. } => "push",
+        Action::Pull { .. } => "pull",
+        Action::Evaluate => "evaluate",
+        Action::SetBatch { .. } => "set-batch",
+        Action::Wait => "wait",
+        Action::Stop => "stop",
+    }
+}
