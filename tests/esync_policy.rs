@@ -27,6 +27,8 @@ struct Cluster {
     sync: bool,
     /// Rank that ends without a word, the time, and whether the state server is told.
     dies: Option<(usize, f64, bool)>,
+    /// Cores that the first so many workers share, each computing as fast as the others; the rest sleep instead of computing.
+    shared_cores: Option<(f64, usize)>,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -71,6 +73,7 @@ impl Cluster {
             settings: Settings::default(),
             sync: false,
             dies: None,
+            shared_cores: None,
         }
     }
 
@@ -98,6 +101,7 @@ impl Cluster {
             workers: (0..size).map(|rank| Worker::new(policy(), self.warm_up[rank])).collect(),
             server,
             queue: BinaryHeap::new(),
+            computing: Vec::new(),
             now: 0,
             outcome: Outcome::default(),
             rounds,
@@ -142,6 +146,8 @@ struct Driver {
     workers: Vec<Worker>,
     server: EsyncCoordinator,
     queue: BinaryHeap<Reverse<(u64, Event)>>,
+    /// Who computes on shared cores: rank, seconds of work left, beginning.
+    computing: Vec<(usize, f64, u64)>,
     /// Nanoseconds.
     now: u64,
     rounds: u64,
@@ -157,7 +163,7 @@ impl Driver {
             let step_seconds = self.cluster.warm_up.as_slice().into();
             self.tell(rank, WorkerEvent::Started { rank, step_seconds });
         }
-        while let Some(Reverse((now, event))) = self.queue.pop() {
+        while let Some((now, event)) = self.next_event() {
             self.now = now;
             match event {
                 Event::Stepped(rank, _) if self.workers[rank].dead => {}
@@ -182,14 +188,40 @@ impl Driver {
             entered.filter_map(|(rank, worker)| Some((rank, seconds(worker.entered?)))).collect();
     }
 
+    /// The next event, also of shared cores: each computing worker gets an equal part of them.
+    fn next_event(&mut self) -> Option<(u64, Event)> {
+        let rate =
+            self.cluster.shared_cores.map_or(1.0, |(cores, _)| cores / self.computing.len() as f64).min(1.0);
+        let first = self.computing.iter().enumerate().min_by(|a, b| a.1.1.total_cmp(&b.1.1));
+        let done = first.map(|(index, &(_, left, _))| (self.now + nanoseconds(left / rate), index));
+        let queued = self.queue.peek().map(|&Reverse((at, _))| at);
+        let (at, finished) = match (done, queued) {
+            (Some((at, index)), queued) if queued.is_none_or(|queued| at <= queued) => (at, Some(index)),
+            (_, queued) => (queued?, None),
+        };
+        for (_, left, _) in &mut self.computing {
+            *left = (*left - seconds(at - self.now) * rate).max(0.0);
+        }
+        match finished {
+            Some(index) => {
+                let (rank, _, began) = self.computing.swap_remove(index);
+                Some((at, Event::Stepped(rank, at - began)))
+            }
+            None => self.queue.pop().map(|Reverse(event)| event),
+        }
+    }
+
     /// Tells a worker and carries out what it answers, until that takes time.
     fn tell(&mut self, rank: usize, mut event: WorkerEvent) {
         loop {
             let (action, reason) = self.workers[rank].policy.next(event);
             match action {
                 Action::Step { .. } => {
-                    let took =
-                        nanoseconds((self.cluster.step_seconds)(rank, self.workers[rank].round)).max(1);
+                    let work = (self.cluster.step_seconds)(rank, self.workers[rank].round);
+                    if self.cluster.shared_cores.is_some_and(|(_, computing)| rank < computing) {
+                        return self.computing.push((rank, work, self.now));
+                    }
+                    let took = nanoseconds(work).max(1);
                     return self.queue.push(Reverse((self.now + took, Event::Stepped(rank, took))));
                 }
                 Action::Report(report) => {
@@ -372,13 +404,13 @@ fn an_outlier_changes_no_plan() {
 fn a_straggler_that_slows_down_is_followed_within_three_steps() {
     let mut cluster = Cluster::new(&[0.1, 0.4]);
     cluster.step_seconds = Box::new(|rank, round| match (rank, round) {
-        (1, 5..) => 1.6,
+        (1, 5..) => 0.8,
         (1, _) => 0.4,
         _ => 0.1,
     });
     let outcome = cluster.run(12);
     let fast: Vec<u64> = outcome.rounds.iter().map(|round| round.steps[0]).collect();
-    assert_eq!(fast, [4, 4, 4, 4, 4, 4, 4, 4, 16, 16, 16, 16]);
+    assert_eq!(fast, [4, 4, 4, 4, 4, 4, 4, 4, 8, 8, 8, 8]);
 }
 
 #[test]
@@ -409,19 +441,56 @@ fn a_dead_straggler_keeps_nobody() {
 fn equal_workers_that_jitter_lose_nothing_against_sync() {
     for size in [2, 4, 8, 16] {
         for seed in 0..10 {
-            let run = |sync| {
+            let run = |sync, planning| {
                 let mut cluster = Cluster::with_jitter(&vec![0.01; size], 0.5, seed);
-                (cluster.sync, cluster.transfer_seconds) = (sync, 0.001);
+                (cluster.sync, cluster.settings.planning, cluster.transfer_seconds) = (sync, planning, 0.001);
                 cluster.run(400)
             };
-            let (sync, esync) = (run(true), run(false));
-            let (sync_cost, esync_cost) = (sync.seconds_per_step(), esync.seconds_per_step());
-            assert!(
-                esync_cost < sync_cost * 1.02,
-                "{size} workers, seed {seed}: {esync_cost} against {sync_cost}"
-            );
+            let sync_cost = run(true, Planning::StateServer).seconds_per_step();
+            let esync = run(false, Planning::StateServer);
+            // Without a state server nobody hears that the straggler was early, or late.
+            let ahead_cost = run(false, Planning::Ahead).seconds_per_step();
+            for (cost, most) in [(esync.seconds_per_step(), 1.02), (ahead_cost, 1.1)] {
+                assert!(cost < sync_cost * most, "{size} workers, seed {seed}: {cost} against {sync_cost}");
+            }
             let extra = esync.steps() as f64 / (400 * size) as f64 - 1.0;
-            assert!(extra < 0.05, "{size} workers, seed {seed}: {:.1} % extra steps", 100.0 * extra);
+            assert!(extra < 0.02, "{size} workers, seed {seed}: {:.1} % extra steps", 100.0 * extra);
+        }
+    }
+}
+
+#[test]
+fn equal_workers_on_two_cores_lose_nothing_against_sync() {
+    for (jitter, seed) in
+        [0.0, 0.1, 0.3, 0.5].into_iter().flat_map(|jitter| (0..5).map(move |seed| (jitter, seed)))
+    {
+        let run = |sync| {
+            let mut cluster = Cluster::with_jitter(&[0.002; 8], jitter, seed);
+            (cluster.sync, cluster.transfer_seconds) = (sync, 0.0005);
+            cluster.shared_cores = Some((2.0, 8));
+            cluster.run(400)
+        };
+        let (sync, esync) = (run(true), run(false));
+        let (sync_cost, esync_cost) = (sync.seconds_per_step(), esync.seconds_per_step());
+        assert!(
+            esync_cost < sync_cost * 1.02,
+            "jitter {jitter}, seed {seed}: {esync_cost} against {sync_cost}"
+        );
+        let extra = esync.steps() as f64 / 3200.0 - 1.0;
+        assert!(extra < 0.02, "jitter {jitter}, seed {seed}: {:.1} % extra steps", 100.0 * extra);
+    }
+}
+
+#[test]
+fn fast_workers_on_two_cores_hardly_wait_for_one_that_sleeps() {
+    for seed in 0..5 {
+        let mut cluster =
+            Cluster::with_jitter(&[0.003, 0.003, 0.003, 0.003, 0.003, 0.003, 0.003, 0.4], 0.3, seed);
+        (cluster.transfer_seconds, cluster.shared_cores) = (0.001, Some((2.0, 7)));
+        let outcome = cluster.run(100);
+        for rank in 0..8 {
+            let share = outcome.waiting_share(rank);
+            assert!(share < 0.1, "seed {seed}: rank {rank} waits {share:.3} of its time");
         }
     }
 }
@@ -456,10 +525,10 @@ fn two_slow_workers_that_jitter_are_both_waited_for() {
 
 #[test]
 fn unmeasured_workers_are_not_worked_on_for() {
-    let mut cluster = Cluster::new(&[0.1, 1.0]);
+    let mut cluster = Cluster::new(&[0.1, 0.5]);
     cluster.warm_up = vec![0.0, 0.0];
     let steps: Vec<Vec<u64>> = cluster.run(3).rounds.into_iter().map(|round| round.steps).collect();
-    assert_eq!(steps, [[1, 1], [10, 1], [10, 1]]);
+    assert_eq!(steps, [[1, 1], [5, 1], [5, 1]]);
 }
 
 #[test]
@@ -513,4 +582,18 @@ proptest! {
         prop_assert!(outcome.rounds.iter().flat_map(|round| &round.steps).all(|&steps| steps >= 1));
         prop_assert!(outcome.stranded.is_empty());
     }
+}
+
+#[test]
+fn slight_jitter_costs_no_second_step() {
+    // Whether the second step of seven workers fits beside one of twice their time is a matter of luck without tolerance.
+    let run = |sync| {
+        let mut seconds = [0.1; 8];
+        seconds[7] = 0.2;
+        let mut cluster = Cluster::with_jitter(&seconds, 0.1, 5);
+        cluster.sync = sync;
+        cluster.run(300)
+    };
+    let gain = run(true).seconds_per_step() / run(false).seconds_per_step();
+    assert!(gain > 1.6, "{gain}");
 }

@@ -3,7 +3,7 @@
 use super::entry::{EntryRoom, Header};
 use super::executor::{self, Workspace};
 use super::plan::Plan;
-use super::{Collective, Entry, Kind, Member, Operation, Order, ParameterServer, Topology, part};
+use super::{Collective, Entry, Kind, Member, Native, Operation, Order, ParameterServer, Topology, part};
 use crate::error::{Error, Result};
 use crate::reduce::{Element, ElementType, Operator, scale_for_average};
 use crate::transport::{Deadline, Patience, Rank, Transport, Wait};
@@ -282,22 +282,11 @@ impl Communicator {
     }
 
     fn check_native(&self, operation: &Operation) -> Result<()> {
-        let refuse = |reason: String| Error::Refused {
-            collective: "native",
-            operation: operation.to_string(),
-            reason,
-        };
-        if matches!(operation.order, Order::Canonical | Order::Rank) {
-            return Err(refuse(
-                "the back end has its own order of summation; `binary-blocks`, `butterfly`, `recursive-doubling` and \
-                 `parameter-server` have the canonical one"
-                    .into(),
-            ));
+        Native.check(operation)?;
+        match self.transport.native() {
+            Some(_) => Ok(()),
+            None => Err(Native.refuse(operation, format!("transport `{}` has none", self.transport.name()))),
         }
-        if self.transport.native().is_none() {
-            return Err(refuse(format!("transport `{}` has none", self.transport.name())));
-        }
-        Ok(())
     }
 
     fn call<T: Element>(&mut self, kind: Kind, root: Rank, buffer: &mut [T], operator: Operator) -> Result<()> {

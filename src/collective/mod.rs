@@ -26,7 +26,7 @@ pub use entry::{Entry, Member};
 pub use parameter_server::ParameterServer;
 pub use partition::part;
 pub use recursive_doubling::RecursiveDoubling;
-pub use registry::{COLLECTIVE_NAMES, collective_by_name};
+pub use registry::{COLLECTIVE_NAMES, Native, collective_by_name};
 pub use ring::Ring;
 pub use schedule::{Place, Schedule, Slice, Stage, Step};
 

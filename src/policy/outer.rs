@@ -90,6 +90,19 @@ impl<T: Float> OuterOptimiser<T> {
 
     /// Moves the anchor by the mean delta. All slices have one length, that of the trainable part.
     pub fn apply(&mut self, anchor: &mut [T], mean: &[T]) {
+        self.prepare(anchor.len());
+        self.apply_part(0, anchor, mean);
+    }
+
+    /// Makes room for the state of `trainable` elements; does nothing from the second time on.
+    pub(super) fn prepare(&mut self, trainable: usize) {
+        if self.rule == Outer::Nesterov {
+            self.velocity.resize(trainable, T::default());
+        }
+    }
+
+    /// As [`apply`](Self::apply), for the elements from `offset` on.
+    pub(super) fn apply_part(&mut self, offset: usize, anchor: &mut [T], mean: &[T]) {
         let learning_rate = T::wide(self.learning_rate);
         match self.rule {
             Outer::Sgd => {
@@ -99,8 +112,8 @@ impl<T: Float> OuterOptimiser<T> {
             }
             Outer::Nesterov => {
                 let momentum = T::wide(self.momentum);
-                self.velocity.resize(anchor.len(), T::default());
-                for ((anchor, velocity), &mean) in anchor.iter_mut().zip(&mut self.velocity).zip(mean) {
+                let velocity = &mut self.velocity[offset..][..anchor.len()];
+                for ((anchor, velocity), &mean) in anchor.iter_mut().zip(velocity).zip(mean) {
                     let (mean, moved) = (mean.widen(), momentum * velocity.widen() + mean.widen());
                     *velocity = T::narrow(moved);
                     *anchor = T::narrow(anchor.widen() + learning_rate * (mean + momentum * moved));

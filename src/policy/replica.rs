@@ -25,12 +25,15 @@ macro_rules! floats {
     ($($element:ty, $wide:ty, $widen:expr, $narrow:expr;)+) => {$(
         impl Float for $element {
             type Wide = $wide;
+            #[inline]
             fn wide(value: f64) -> $wide {
                 value as $wide
             }
+            #[inline]
             fn widen(self) -> $wide {
                 ($widen)(self)
             }
+            #[inline]
             fn narrow(wide: $wide) -> Self {
                 ($narrow)(wide)
             }
@@ -43,6 +46,10 @@ floats! {
     f16, f32, f16::to_f32, f16::from_f32;
     bf16, f32, bf16::to_f32, bf16::from_f32;
 }
+
+/// Elements that an exchange's end treats at a time, so that what the outer optimiser wrote is still in the cache when it
+/// meets the parameters: one pass over memory for every combination of optimiser and [`Install`].
+const CHUNK: usize = 4096;
 
 /// Proof that an exchange or a pull was begun, and when. It is used up by putting the result in place, so that no result is
 /// applied twice.
@@ -102,6 +109,8 @@ pub struct Replica<T> {
 struct Exchange {
     request: u64,
     overlapped: bool,
+    /// Local steps that its delta holds.
+    steps: u64,
 }
 
 impl<T: Float> Replica<T> {
@@ -199,8 +208,9 @@ impl<T: Float> Replica<T> {
         self.delta(params, weight, size, out)?;
         self.submitted.clear();
         self.submitted.extend_from_slice(params);
+        let begun = self.exchange_begun(true);
         self.local_steps = 0;
-        Ok(self.exchange_begun(true))
+        Ok(begun)
     }
 
     /// Ends an exchange: the outer optimiser moves the anchor by the `mean` of the deltas, and the new anchor meets the
@@ -230,29 +240,45 @@ impl<T: Float> Replica<T> {
             }
             Install::Merge | Install::Mix { .. } => {}
         }
-        let (trained_anchor, statistics) = self.anchor.split_at_mut(self.trainable);
-        outer.apply(trained_anchor, &mean[..self.trainable]);
-        statistics.copy_from_slice(&mean[self.trainable..]);
         self.exchange = None;
-        match install {
-            Install::Merge if stepped => {
-                let (trained, statistics) = params.split_at_mut(self.trainable);
-                for ((param, &submitted), &anchor) in
-                    trained.iter_mut().zip(&self.submitted).zip(&self.anchor)
-                {
-                    *param = T::narrow(anchor.widen() + (param.widen() - submitted.widen()));
+        self.generation += 1;
+        if !exchange.overlapped {
+            self.local_steps = 0;
+        }
+        outer.prepare(self.trainable);
+        for start in (0..self.trainable).step_by(CHUNK) {
+            let range = start..self.trainable.min(start + CHUNK);
+            let (anchor, params) = (&mut self.anchor[range.clone()], &mut params[range.clone()]);
+            outer.apply_part(start, anchor, &mean[range.clone()]);
+            match install {
+                Install::Merge if stepped => {
+                    for ((param, &submitted), &anchor) in
+                        params.iter_mut().zip(&self.submitted[range]).zip(&*anchor)
+                    {
+                        *param = T::narrow(anchor.widen() + (param.widen() - submitted.widen()));
+                    }
                 }
-                statistics.copy_from_slice(&self.anchor[self.trainable..]);
-                self.generation += 1;
+                Install::Mix { alpha } => mix(params, anchor, alpha),
+                Install::Rebase | Install::Merge => params.copy_from_slice(anchor),
             }
-            Install::Mix { alpha } => {
-                mix(params, &self.anchor, alpha);
-                self.generation += 1;
-                self.local_steps = if exchange.overlapped { self.local_steps } else { 0 };
-            }
-            Install::Rebase | Install::Merge => self.rebased(params),
+        }
+        let statistics = &mean[self.trainable..];
+        self.anchor[self.trainable..].copy_from_slice(statistics);
+        match install {
+            Install::Mix { alpha } => mix(&mut params[self.trainable..], statistics, alpha),
+            Install::Rebase | Install::Merge => params[self.trainable..].copy_from_slice(statistics),
         }
         Ok(())
+    }
+
+    /// Gives up an exchange that failed: parameters and anchor stay as they are, and the next delta holds all steps since the
+    /// anchor.
+    pub fn abandon(&mut self, begun: Begun) {
+        if let Some(exchange) = self.exchange.take_if(|exchange| exchange.request == begun.request)
+            && exchange.overlapped
+        {
+            self.local_steps += exchange.steps;
+        }
     }
 
     /// `out = params − anchor`, and the anchor moves up to the parameters: for pushes. Statistics are written by value.
@@ -284,7 +310,8 @@ impl<T: Float> Replica<T> {
             Install::Rebase => {
                 self.refuse_lost_steps(&requested, "pull")?;
                 self.anchor.copy_from_slice(w);
-                self.rebased(params);
+                params.copy_from_slice(w);
+                self.local_steps = 0;
             }
             Install::Merge => {
                 let (trained, statistics) = params.split_at_mut(self.trainable);
@@ -294,26 +321,19 @@ impl<T: Float> Replica<T> {
                 }
                 statistics.copy_from_slice(&w[self.trainable..]);
                 self.anchor[self.trainable..].copy_from_slice(&w[self.trainable..]);
-                self.generation += 1;
             }
             Install::Mix { alpha } => {
                 self.anchor.copy_from_slice(w);
                 mix(params, w, alpha);
-                self.generation += 1;
             }
         }
-        Ok(())
-    }
-
-    fn rebased(&mut self, params: &mut [T]) {
-        params.copy_from_slice(&self.anchor);
-        self.local_steps = 0;
         self.generation += 1;
+        Ok(())
     }
 
     fn exchange_begun(&mut self, overlapped: bool) -> Begun {
         let begun = self.request();
-        self.exchange = Some(Exchange { request: begun.request, overlapped });
+        self.exchange = Some(Exchange { request: begun.request, overlapped, steps: self.local_steps });
         begun
     }
 
@@ -452,6 +472,48 @@ mod tests {
         let begun = replica.begin_overlapped(&params, 1.0, 1, &mut out).unwrap();
         replica.finish(begun, &mut params, &out, &mut outer, Install::Mix { alpha: 0.25 }).unwrap();
         assert_eq!(params[0], 10.0);
+    }
+
+    #[test]
+    fn an_exchange_that_failed_can_be_given_up() {
+        let mut params = [0.0_f32, 0.0];
+        let mut replica = start(&params);
+        stepped(&mut params, &mut replica, 1.0);
+        let mut out = [0.0; 2];
+        let begun = replica.begin(&params, 1.0, 1, &mut out).unwrap();
+        replica.abandon(begun);
+        stepped(&mut params, &mut replica, 2.0);
+        let begun = replica.begin_overlapped(&params, 1.0, 1, &mut out).unwrap();
+        assert_eq!(replica.local_steps(), LocalSteps(0));
+        replica.abandon(begun);
+        let begun = replica.begin(&params, 1.0, 1, &mut out).unwrap();
+        assert_eq!((out[0], replica.local_steps()), (3.0, LocalSteps(2)));
+        replica.finish(begun, &mut params, &out, &mut OuterOptimiser::sgd(1.0), Install::Rebase).unwrap();
+    }
+
+    #[test]
+    fn long_vectors_are_treated_in_chunks() {
+        let length = 2 * CHUNK + 17;
+        let mut params = vec![1.0_f32; length];
+        let mut replica = Replica::new(&params, length - 3).unwrap();
+        let mut outer = OuterOptimiser::nesterov(0.7, 0.9);
+        for _ in 0..2 {
+            params.iter_mut().enumerate().for_each(|(index, param)| *param += index as f32);
+            replica.step_taken();
+            let mut mean = vec![0.0; length];
+            let begun = replica.begin_overlapped(&params, 1.0, 1, &mut mean).unwrap();
+            params.iter_mut().for_each(|param| *param += 0.5);
+            replica.step_taken();
+            let mut expected = replica.anchor().to_vec();
+            outer.clone().apply(&mut expected[..length - 3], &mean[..length - 3]);
+            expected[length - 3..].copy_from_slice(&mean[length - 3..]);
+            replica.finish(begun, &mut params, &mean, &mut outer, Install::Merge).unwrap();
+            assert_eq!(replica.anchor(), expected);
+            let in_flight =
+                |range: std::ops::Range<usize>| range.map(|index| params[index] - expected[index]);
+            assert!(in_flight(0..length - 3).all(|steps| (steps - 0.5).abs() < 0.01));
+            assert!(in_flight(length - 3..length).all(|steps| steps == 0.0));
+        }
     }
 
     #[test]

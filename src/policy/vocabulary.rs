@@ -3,6 +3,7 @@
 
 use super::{LocalSteps, Reason, Versions};
 use crate::transport::Rank;
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
 /// Numbers a worker's exchanges from 0; all ranks count alike.
@@ -25,7 +26,7 @@ pub enum Fragment {
 }
 
 /// What travels.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Payload {
     /// The gradient of the last step, not yet applied. The mean is handed to the local optimiser.
     Gradient,
@@ -189,7 +190,7 @@ pub enum WorkerEvent {
 }
 
 /// What a worker tells a coordinator.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Report {
     /// The worker has done a step and asks what to do (ESync's QUERY).
     Stepped {
@@ -241,7 +242,7 @@ pub enum Report {
 }
 
 /// What a coordinator answers.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Reply {
     /// Do another local step.
     Train,
@@ -270,7 +271,7 @@ pub enum Reply {
 }
 
 /// How a server applies a push to its parameters `w`. `u` is what was pushed: −η·gradient or a delta.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub enum PushRule {
     /// `w ← w + scale · u` (ASGD, SSP, ADSP, bounded delay).
     Add {

@@ -267,6 +267,9 @@ impl Worker {
         let mut event = event;
         loop {
             let (action, reason) = self.policy.next(event);
+            if let Reason::Unexpected { .. } = reason {
+                return Err(Error::Internal(format!("policy `{}`: {reason}", self.policy.name())));
+            }
             observer.decided(&action, &reason);
             event = match action {
                 Action::Step { update } => {

@@ -6,8 +6,8 @@ use crate::collective::{Collective, CommunicatorOptions, Order, collective_by_na
 use crate::data::Split;
 use crate::error::{Error, Result};
 use crate::policy::esync::{EsyncWorker, Planning, Settings};
-use crate::policy::local::Local;
-use crate::policy::sync::Sync;
+use crate::policy::local::LocalWorker;
+use crate::policy::sync::SyncWorker;
 use crate::policy::{Outer, Weighting, WorkerPolicy};
 use serde::Serialize;
 use std::path::PathBuf;
@@ -101,7 +101,7 @@ impl Config {
             eval_every: flags.eval_every.unwrap_or(1024),
             dataset: flags.dataset.unwrap_or_else(|| "digits".into()),
             data_dir: flags.data_dir,
-            split: flags.split.unwrap_or_default(),
+            split: flags.split.unwrap_or(Split::Iid),
             slow: flags.slow.unwrap_or_default(),
             slow_link: flags.slow_link.unwrap_or_default(),
             out: flags.out,
@@ -188,8 +188,8 @@ impl Config {
     pub fn policy(&self, planning: Planning) -> Result<Box<dyn WorkerPolicy>> {
         match self.mode.as_str() {
             "esync" => Ok(Box::new(EsyncWorker::new(self.settings(planning)))),
-            "sync" => Ok(Box::new(Sync::new())),
-            "local" => Ok(Box::new(Local::new())),
+            "sync" => Ok(Box::new(SyncWorker::default())),
+            "local" => Ok(Box::new(LocalWorker)),
             other => Err(Error::Usage(format!("unknown mode `{other}`"))),
         }
     }

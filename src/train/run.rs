@@ -47,7 +47,7 @@ pub fn train(config: &Config, transport: Arc<dyn Transport>, signals: &Signals) 
     config.check_for_size(size)?;
     let mut communicator = Communicator::new(transport, config.communicator_options()?)?;
     agree_on_configuration(config, &mut communicator)?;
-    set_threads(threads_per_rank(config, &communicator) as i32);
+    set_threads(threads_per_rank(config, &communicator));
 
     let dataset = Arc::new(load(&config.dataset, config.data_dir.as_deref())?);
     let shards = partition(&dataset.train.labels, config.split, size, config.seed)?;
@@ -210,7 +210,8 @@ fn write_results(
         watcher.metrics().append(lines)?;
     }
     let parameters = learner.parameters().to_vec();
-    weights::save(&out.join("model.safetensors"), learner.layout(), &parameters, &config.network, &config.dataset)?;
+    let info = weights::WeightsInfo { network: config.network.clone(), dataset: config.dataset.clone() };
+    weights::save(&out.join("model.safetensors"), learner.layout(), &parameters, &info)?;
     summary.write(&out.join("summary.json"))?;
     say(&format!("\n{}", summary.table()));
     if let (Some(false), Some(target)) = (summary.reached_target, config.target_accuracy) {

@@ -43,6 +43,8 @@ pub struct EsyncWorker {
     step_seconds: Smoothed,
     transfer_seconds: Smoothed,
     round_seconds: f64,
+    /// What every rank's seconds for a step were in the last rounds; only to plan ahead.
+    figures: Vec<Smoothed>,
 }
 
 impl EsyncWorker {
@@ -58,6 +60,7 @@ impl EsyncWorker {
             step_seconds: Smoothed::default(),
             transfer_seconds: Smoothed::default(),
             round_seconds: 0.0,
+            figures: Vec::new(),
         }
     }
 
@@ -124,7 +127,15 @@ impl EsyncWorker {
             if rows.len() <= rank {
                 rows.resize(rank + 1, Row { gone: true, ..Row::default() });
             }
-            rows[rank] = Row { transfer_seconds: self.transfer_seconds.get(), ..Row::new(step_seconds) };
+            if self.figures.len() <= rank {
+                self.figures.resize(rank + 1, Smoothed::default());
+            }
+            self.figures[rank].add(step_seconds);
+            rows[rank] = Row {
+                low_step_seconds: self.figures[rank].low(),
+                transfer_seconds: self.transfer_seconds.get(),
+                ..Row::new(step_seconds)
+            };
         }
         self.planned_steps = planned_local_steps(&rows, self.rank, &self.settings);
     }

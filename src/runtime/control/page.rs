@@ -69,10 +69,8 @@ impl StateServer for PageTable {
             }
         }
         let (reply, reason) = decide(&self.rows, self.rank, now, &self.settings);
-        if reply == Reply::Synchronize {
-            self.rows[self.rank].decided_sync = true;
-            self.publish();
-        }
+        self.rows[self.rank].decided_sync = reply == Reply::Synchronize;
+        self.publish();
         Ok((reply, reason))
     }
 }
@@ -96,6 +94,7 @@ fn write_row(words: &[AtomicU64], row: &Row) {
         row.transfer_seconds.to_bits(),
         row.began.as_nanos() as u64,
         u64::from(row.decided_sync) | u64::from(row.gone) << 1,
+        row.low_step_seconds.to_bits(),
     ];
     for (word, value) in words[1..].iter().zip(values) {
         word.store(value, Ordering::Relaxed);
@@ -114,6 +113,7 @@ fn read_row(words: &[AtomicU64]) -> Row {
             began: Duration::from_nanos(value(5)),
             decided_sync: value(6) & 1 != 0,
             gone: value(6) & 2 != 0,
+            low_step_seconds: f64::from_bits(value(7)),
         }
     };
     for _ in 0..LOOKS {

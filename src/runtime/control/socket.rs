@@ -72,7 +72,8 @@ impl StateServer for Client {
             what: error.to_string(),
         };
         write_frame(&mut self.stream, &mut self.frame, report).map_err(lost)?;
-        read_frame(&mut self.stream, &mut self.frame).map_err(lost)
+        let (reply, reason): (Reply, String) = read_frame(&mut self.stream, &mut self.frame).map_err(lost)?;
+        Ok((reply, Reason::Custom(reason)))
     }
 }
 
@@ -86,7 +87,7 @@ fn serve(communicator: &Communicator, settings: &Settings, step_seconds: &[f64])
         .into_iter()
         .map(|address| SocketAddr::new(address, port).to_string())
         .collect();
-    let coordinator = EsyncCoordinator::new(settings.clone(), step_seconds);
+    let coordinator = EsyncCoordinator::new(communicator.size(), settings.clone()).with_step_seconds(step_seconds);
     let server = Arc::new(Server { coordinator: Mutex::new(coordinator), started: Instant::now(), token });
     let size = communicator.size();
     std::thread::Builder::new().name("state server".into()).spawn(move || accept(&listener, &server, size))?;
@@ -190,7 +191,7 @@ fn answer(mut stream: TcpStream, server: &Server, rank: Rank) {
         for directive in directives {
             if let Directive::Reply { to, reply, reason } = directive
                 && to == rank
-                && write_frame(&mut stream, &mut frame, &(reply, reason)).is_err()
+                && write_frame(&mut stream, &mut frame, &(reply, reason.to_string())).is_err()
             {
                 break;
             }

@@ -1,0 +1,123 @@
+//! Data sets, their partition between workers, and the order in which a worker draws its mini-batches.
+//!
+//! | data set | images | train / test | from |
+//! |---|---|---|---|
+//! | `digits` | 1,797 of 8×8 | 1,437 / 360 | embedded (`DIGITS-LICENCE.md`) |
+//! | `mnist`, `fashion-mnist` | 70,000 of 28×28 | 60,000 / 10,000 | IDX files in a directory |
+//! | the same, with the `t10k` files alone | 10,000 of 28×28 | 8,000 / 2,000 | IDX files in a directory |
+//!
+//! Where this module splits into train and test itself, the split is shuffled and stratified (each class has the same share of
+//! both parts) and fixed: it does not depend on `--seed`, so that accuracies of different runs can be compared.
+
+mod batches;
+mod digits;
+mod idx;
+mod partition;
+pub(crate) mod random;
+mod stratified;
+
+pub use batches::{BatchPosition, Batches};
+pub use partition::{Split, partition};
+
+use crate::error::{Error, Result};
+use std::path::Path;
+
+/// What [`load`] accepts.
+pub const DATASET_NAMES: [&str; 3] = ["digits", "mnist", "fashion-mnist"];
+
+/// Images and their classes.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Samples {
+    /// Row-major, images × channels × height × width, 0 (background) to 1.
+    pub pixels: Vec<f32>,
+    /// One class for each image, from 0.
+    pub labels: Vec<i64>,
+}
+
+impl Samples {
+    /// How many images.
+    pub fn len(&self) -> usize {
+        self.labels.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.labels.is_empty()
+    }
+
+    /// The images `indices`, in that order. `image_len` is the number of values of one image.
+    fn select(&self, indices: &[u32], image_len: usize) -> Samples {
+        let mut chosen = Samples {
+            pixels: Vec::with_capacity(indices.len() * image_len),
+            labels: Vec::with_capacity(indices.len()),
+        };
+        for &index in indices {
+            let from = index as usize * image_len;
+            chosen.pixels.extend_from_slice(&self.pixels[from..from + image_len]);
+            chosen.labels.push(self.labels[index as usize]);
+        }
+        chosen
+    }
+}
+
+/// A data set for classification, in memory.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Dataset {
+    /// One of [`DATASET_NAMES`].
+    pub name: String,
+    /// One line for people: how many images of what size, and where the split comes from. Figures quote it.
+    pub description: String,
+    /// What is trained on.
+    pub train: Samples,
+    /// What accuracy is measured on.
+    pub test: Samples,
+    /// How many classes there are; labels are below it.
+    pub classes: usize,
+    /// Values for each pixel (1: grey).
+    pub channels: usize,
+    /// Rows of an image.
+    pub height: usize,
+    /// Columns of an image.
+    pub width: usize,
+}
+
+impl Dataset {
+    /// How many values an image has: channels × height × width.
+    pub fn image_len(&self) -> usize {
+        self.channels * self.height * self.width
+    }
+
+    /// Divides `all` into train and test, shuffled and stratified, always in the same way. `self.train` is replaced.
+    fn with_fixed_split(mut self, all: &Samples, test: usize) -> Dataset {
+        let (train_indices, test_indices) = stratified::split(&all.labels, self.classes, test);
+        self.train = all.select(&train_indices, self.image_len());
+        self.test = all.select(&test_indices, self.image_len());
+        self
+    }
+}
+
+/// Loads a data set: `digits` from the program itself, the others from the IDX files (plain or gzip) in `data_dir`.
+///
+/// ```
+/// let digits = esync::data::load("digits", None)?;
+/// assert_eq!((digits.train.len(), digits.test.len()), (1437, 360));
+/// # Ok::<(), esync::Error>(())
+/// ```
+///
+/// # Errors
+///
+/// [`Error::Usage`] for an unknown name, or if `data_dir` is needed and not given; [`Error::Data`] for files that are
+/// missing, truncated or malformed.
+pub fn load(dataset: &str, data_dir: Option<&Path>) -> Result<Dataset> {
+    match (dataset, data_dir) {
+        ("digits", _) => digits::load(),
+        ("mnist" | "fashion-mnist", Some(directory)) => idx::load(dataset, directory),
+        ("mnist" | "fashion-mnist", None) => Err(Error::Usage(format!(
+            "the data set `{dataset}` is read from files: give the directory of its IDX files with --data-dir"
+        ))),
+        _ => Err(Error::Usage(format!(
+            "there is no data set `{dataset}`; there are {}",
+            DATASET_NAMES.map(|name| format!("`{name}`")).join(", ")
+        ))),
+    }
+}

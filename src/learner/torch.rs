@@ -1,0 +1,243 @@
+//! A worker that trains a network of libtorch's layers.
+
+use super::flat::{FlatStore, Group, elements, elements_mut, failed, zeros};
+use super::models::{is_normalised, network};
+use super::{Evaluation, Layout, Learner, LearnerState, Sgd, SgdOptions, StepOutcome, share};
+use crate::data::{Batches, Dataset, Samples};
+use crate::error::{Error, Result};
+use crate::policy::Update;
+use crate::reduce::ElementType;
+use std::ops::Range;
+use std::sync::{Arc, Once};
+use tch::nn::{ModuleT, SequentialT, VarStore};
+use tch::{Device, Kind, Reduction, TchError, Tensor};
+
+/// The settings of [`TorchLearner`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct TorchOptions {
+    /// Samples per mini-batch.
+    pub batch_size: usize,
+    /// Of the local optimiser.
+    pub learning_rate: f64,
+    /// Of the local optimiser, from 0 to below 1.
+    pub momentum: f64,
+    /// Of the local optimiser.
+    pub weight_decay: f64,
+    /// Makes the starting parameters and, with the rank, the order of the samples.
+    pub seed: u64,
+    /// This worker.
+    pub rank: usize,
+}
+
+/// Trains a network on one worker's shard with the mean cross-entropy and [`Sgd`].
+///
+/// The parameters of all ranks with the same seed start equal. Nothing is drawn from libtorch's global generator, and with
+/// one thread ([`set_threads`]) the same calls give the same bits.
+#[derive(Debug)]
+pub struct TorchLearner {
+    /// Parameters and gradient, of which the network's variables are views.
+    model: Group,
+    network: SequentialT,
+    dataset: Arc<Dataset>,
+    batches: Batches,
+    sgd: Sgd,
+    /// The mini-batch, filled anew in every step: batch × channels × height × width.
+    images: Tensor,
+    labels: Tensor,
+}
+
+/// Test images in one forward pass. Enough to make its overhead vanish, few enough to stay in the caches.
+const EVALUATION_BATCH: usize = 256;
+
+/// What libtorch leaves out of the loss by default; no class has this number.
+const NO_CLASS: i64 = -100;
+
+impl TorchLearner {
+    /// A worker with a new network, one of [`NETWORK_NAMES`](super::NETWORK_NAMES), that trains on the images `shard` of
+    /// `dataset.train`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Usage`] for an unknown network, images or mini-batches that are too small for it, an empty shard or a batch
+    /// size of 0; [`Error::Internal`] if the shard has an index that the data set does not.
+    pub fn new(
+        network_name: &str,
+        dataset: Arc<Dataset>,
+        shard: Vec<u32>,
+        options: TorchOptions,
+    ) -> Result<Self> {
+        if let Some(index) = shard.iter().find(|&&index| index as usize >= dataset.train.len()) {
+            return Err(Error::Internal(format!("sample {index} of a data set of {}", dataset.train.len())));
+        }
+        if is_normalised(network_name) && options.batch_size == 1 {
+            return Err(Error::Usage(format!(
+                "`{network_name}` normalises over the mini-batch and needs at least 2 samples in it"
+            )));
+        }
+        let batches = Batches::new(shard, options.batch_size, options.seed, options.rank as u64)?;
+        let mut variables = VarStore::new(Device::Cpu);
+        let network = network(network_name, &variables.root(), &dataset, options.seed)?;
+        let mut flat = FlatStore::adopt(&mut variables)?;
+        flat.adopt_gradients()?;
+        let Some(model) = flat.into_only_group(ElementType::F32) else {
+            return Err(Error::Internal(format!("`{network_name}` is not of f32 alone")));
+        };
+        let sgd = SgdOptions {
+            learning_rate: options.learning_rate,
+            momentum: options.momentum,
+            weight_decay: options.weight_decay,
+        };
+        let images = zeros(options.batch_size * dataset.image_len(), ElementType::F32)?;
+        Ok(TorchLearner {
+            images: images.f_view(image_sizes(&dataset, options.batch_size)).map_err(failed)?,
+            labels: zeros(options.batch_size, ElementType::I64)?,
+            sgd: Sgd::new(sgd, model.layout.trainable),
+            model,
+            network,
+            dataset,
+            batches,
+        })
+    }
+
+    /// The data that it trains and is tested on.
+    pub fn dataset(&self) -> &Arc<Dataset> {
+        &self.dataset
+    }
+
+    fn fetch_batch(&mut self) {
+        let image_len = self.dataset.image_len();
+        let Samples { pixels, labels } = &self.dataset.train;
+        let images = elements_mut::<f32>(&mut self.images).chunks_exact_mut(image_len);
+        let classes = elements_mut::<i64>(&mut self.labels);
+        for ((&index, image), class) in self.batches.next_batch().iter().zip(images).zip(classes) {
+            let index = index as usize;
+            image.copy_from_slice(&pixels[index * image_len..(index + 1) * image_len]);
+            *class = labels[index];
+        }
+    }
+
+    /// Loss and gradient of the mini-batch that was fetched.
+    fn compute_gradient(&mut self) -> Result<f64> {
+        // Backward passes add to the gradient.
+        self.gradient().fill(0.0);
+        let compute = || {
+            let scores = self.network.forward_t(&self.images, true);
+            let loss = cross_entropy(&scores, &self.labels, Reduction::Mean)?;
+            loss.f_backward()?;
+            loss.f_double_value(&[])
+        };
+        tch::with_grad(compute).map_err(failed)
+    }
+
+    /// Loss and right answers on some test images, without touching the statistics.
+    fn evaluate_batch(&self, range: Range<usize>) -> Result<Evaluation, TchError> {
+        let samples = &self.dataset.test;
+        let image_len = self.dataset.image_len();
+        let pixels = &samples.pixels[range.start * image_len..range.end * image_len];
+        let classes = &samples.labels[range.clone()];
+        let sizes = image_sizes(&self.dataset, range.len());
+        let strides = row_major_strides(sizes);
+        // SAFETY: `pixels` has as many f32 as the product of the sizes, and outlives the tensor, which does not leave this
+        // function: an evaluation keeps no graph. Nothing writes into it.
+        let images =
+            unsafe { Tensor::from_blob(pixels.as_ptr().cast(), &sizes, &strides, Kind::Float, Device::Cpu) };
+        // SAFETY: the same, with as many i64 as there are images.
+        let labels = unsafe {
+            Tensor::from_blob(classes.as_ptr().cast(), &[range.len() as i64], &[1], Kind::Int64, Device::Cpu)
+        };
+        let scores = self.network.forward_t(&images, false);
+        let loss = cross_entropy(&scores, &labels, Reduction::Sum)?;
+        let right = scores.f_argmax(-1, false)?.f_eq_tensor(&labels)?.f_sum(Kind::Int64)?;
+        Ok(Evaluation {
+            loss_sum: loss.f_double_value(&[])?,
+            correct: right.f_int64_value(&[])? as u64,
+            samples: range.len() as u64,
+        })
+    }
+}
+
+impl Learner for TorchLearner {
+    fn layout(&self) -> &Layout {
+        &self.model.layout
+    }
+
+    fn parameters(&mut self) -> &mut [f32] {
+        elements_mut(&mut self.model.values)
+    }
+
+    fn gradient(&mut self) -> &mut [f32] {
+        self.model.gradients.as_mut().map_or(&mut [], elements_mut)
+    }
+
+    fn step(&mut self, update: Update) -> Result<StepOutcome> {
+        self.fetch_batch();
+        let loss = self.compute_gradient()?;
+        if update == Update::Local {
+            self.apply_gradient();
+        }
+        Ok(StepOutcome { loss, samples: self.batches.batch_size() })
+    }
+
+    fn apply_gradient(&mut self) {
+        let model = &mut self.model;
+        let trained = &mut elements_mut(&mut model.values)[..model.layout.trainable];
+        if let Some(gradients) = &model.gradients {
+            self.sgd.step(trained, elements(gradients));
+        }
+    }
+
+    fn evaluate(&mut self, part: usize, parts: usize) -> Result<Evaluation> {
+        let range = share(self.dataset.test.len(), part, parts)?;
+        let mut total = Evaluation::default();
+        tch::no_grad(|| {
+            for start in range.clone().step_by(EVALUATION_BATCH) {
+                total += self.evaluate_batch(start..range.end.min(start + EVALUATION_BATCH))?;
+            }
+            Ok(total)
+        })
+        .map_err(failed)
+    }
+
+    fn save_state(&self) -> LearnerState {
+        LearnerState {
+            parameters: elements(&self.model.values).to_vec(),
+            gradient: self.model.gradients.as_ref().map_or(&[][..], elements).to_vec(),
+            optimizer: self.sgd.state().to_vec(),
+            position: self.batches.position(),
+        }
+    }
+
+    fn load_state(&mut self, state: &LearnerState) -> Result<()> {
+        state.check(&self.model.layout, self.sgd.state().len())?;
+        self.batches.seek(state.position)?;
+        self.parameters().copy_from_slice(&state.parameters);
+        self.gradient().copy_from_slice(&state.gradient);
+        self.sgd.state_mut().copy_from_slice(&state.optimizer);
+        Ok(())
+    }
+}
+
+fn cross_entropy(scores: &Tensor, labels: &Tensor, reduction: Reduction) -> Result<Tensor, TchError> {
+    scores.f_cross_entropy_loss(labels, None::<&Tensor>, reduction, NO_CLASS, 0.0)
+}
+
+fn image_sizes(dataset: &Dataset, images: usize) -> [i64; 4] {
+    [images, dataset.channels, dataset.height, dataset.width].map(|size| size as i64)
+}
+
+fn row_major_strides([_, channels, height, width]: [i64; 4]) -> [i64; 4] {
+    [channels * height * width, height * width, width, 1]
+}
+
+/// How many threads libtorch may use for one operation when called from this thread. Call it on every thread that trains:
+/// libtorch's default is all cores for each, which is slower than one where ranks share cores.
+pub fn set_threads(threads: usize) {
+    static BETWEEN_OPERATIONS: Once = Once::new();
+    // Threads *between* operations are of no use here, and libtorch allows this to be said only once.
+    BETWEEN_OPERATIONS.call_once(|| {
+        if tch::get_num_interop_threads() != 1 {
+            tch::set_num_interop_threads(1);
+        }
+    });
+    tch::set_num_threads(i32::try_from(threads.max(1)).unwrap_or(i32::MAX));
+}
