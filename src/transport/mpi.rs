@@ -9,8 +9,8 @@
 mod native;
 
 use super::deadline::Backoff;
-use super::peer::ProcessState;
 use super::launcher::announced_ranks;
+use super::peer::ProcessState;
 use super::{Native, Peer, Rank, Tag, Ticket, Transport, Wait, stalled};
 use crate::error::{Error, Result};
 use mpi::ffi;
@@ -105,7 +105,6 @@ impl Mpi {
     fn requests(&self) -> MutexGuard<'_, Requests> {
         self.requests.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
 
     /// Whether the transfer is complete; frees its slot if so.
     fn test(&self, ticket: &Ticket, wait: &Wait<'_>) -> Result<bool> {
@@ -298,7 +297,8 @@ impl Transport for Mpi {
 }
 
 fn message_count(len: usize) -> Result<i32> {
-    i32::try_from(len).map_err(|_| Error::Internal(format!("a message of {len} bytes was not cut into segments")))
+    i32::try_from(len)
+        .map_err(|_| Error::Internal(format!("a message of {len} bytes was not cut into segments")))
 }
 
 fn check(code: i32, call: &str) -> Result<()> {
