@@ -169,7 +169,8 @@ impl Record {
         let operator =
             |r: &Record| Operator::ALL.get(r.operator as usize).map_or("?", |o| o.name()).to_string();
         let order = |r: &Record| ORDERS.get(r.order as usize).map_or("?".into(), Order::to_string);
-        let fields: [(&str, &dyn Fn(&Record) -> String); 8] = [
+        type Field<'a> = (&'a str, &'a dyn Fn(&Record) -> String);
+        let fields: [Field<'_>; 8] = [
             ("operation number", &|r| r.sequence.to_string()),
             ("operation", &kind),
             ("element count", &|r| r.count.to_string()),
