@@ -98,7 +98,10 @@ impl<T: Element> FlatBuffer<T> {
     /// An aligned address for buffers of no elements, which own no memory.
     fn nowhere() -> NonNull<T> {
         const { assert!(align_of::<T>() <= Self::ALIGNMENT) };
-        NonNull::without_provenance(const { std::num::NonZero::new(Self::ALIGNMENT).unwrap() })
+        match NonNull::new(std::ptr::without_provenance_mut(Self::ALIGNMENT)) {
+            Some(address) => address,
+            None => unreachable!("the alignment is above 0"),
+        }
     }
 }
 

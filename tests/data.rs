@@ -23,10 +23,19 @@ fn assert_stratified(dataset: &Dataset) {
         let expected = share * (train[class] + test[class]) as f64;
         assert!((test[class] as f64 - expected).abs() <= 1.0, "class {class}: {} of {expected}", test[class]);
     }
+    let count = dataset.train.pixels.len() as f64;
+    let moment =
+        |power| dataset.train.pixels.iter().map(|&pixel| f64::from(pixel).powi(power)).sum::<f64>() / count;
+    assert!(
+        moment(1).abs() < 1e-6 && (moment(2) - 1.0).abs() < 1e-6,
+        "standardised: {} {}",
+        moment(1),
+        moment(2)
+    );
     let image_len = dataset.image_len();
     for samples in [&dataset.train, &dataset.test] {
         assert_eq!(samples.pixels.len(), samples.len() * image_len);
-        assert!(samples.pixels.iter().all(|pixel| (0.0..=1.0).contains(pixel)));
+        assert!(samples.pixels.iter().all(|pixel| pixel.is_finite()));
         // Shuffled: neighbours are of one class about as often as chance has it, not nearly always or never.
         let equal = samples.labels.windows(2).filter(|pair| pair[0] == pair[1]).count();
         let chance = samples.len() / dataset.classes;
@@ -46,7 +55,11 @@ fn digits_are_complete_and_stratified() {
     let mut labels = digits.train.labels.clone();
     labels.extend(&digits.test.labels);
     assert_eq!(class_counts(&labels, 10), [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]);
-    let sum: f64 = digits.train.pixels.iter().chain(&digits.test.pixels).map(|&x| f64::from(x) * 16.0).sum();
+    // Standardised pixels are the file's 0 to 16, shifted and scaled.
+    let pixels = || digits.train.pixels.iter().chain(&digits.test.pixels);
+    let lowest = pixels().copied().fold(f32::MAX, f32::min);
+    let unit = (pixels().copied().fold(f32::MIN, f32::max) - lowest) / 16.0;
+    let sum: f64 = pixels().map(|&x| f64::from((x - lowest) / unit).round()).sum();
     assert_eq!(sum, 561_718.0);
 }
 
@@ -113,7 +126,9 @@ fn four_idx_files_keep_their_division_and_order() {
         assert_eq!((data.name.as_str(), data.train.len(), data.test.len()), (name, 60, 20));
         assert_eq!((data.channels, data.height, data.width, data.classes), (1, 6, 5, 10));
         assert_eq!(data.train.labels[..4], [0, 3, 6, 9]);
-        assert_eq!(data.test.pixels[1], 7.0 / 255.0);
+        // The file's first pixels are 0, 7, 14: equal distances stay equal.
+        let [zero, seven, fourteen] = data.test.pixels[..3] else { panic!("no pixels") };
+        assert!(((fourteen - zero) / (seven - zero) - 2.0).abs() < 1e-4, "{zero} {seven} {fourteen}");
         assert!(!data.description.contains("shuffle"), "{}", data.description);
     }
 }

@@ -152,6 +152,12 @@ fn weights_come_back_as_they_were() {
     let mut read = vec![0.0; 9];
     assert_eq!(weights::load(&path, &small_layout(), &mut read).unwrap(), info());
     assert_eq!(bits(&read), bits(&values));
+    // The same parameters make the same file.
+    let bytes = fs::read(&path).unwrap();
+    for _ in 0..20 {
+        weights::save(&path, &small_layout(), &values, &info()).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), bytes);
+    }
     // Nothing else is left beside it, and it is as readable as other files.
     assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
     let other = directory.path().join("other");

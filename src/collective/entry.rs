@@ -164,8 +164,10 @@ impl Record {
             return Some(format!("rank {rank} runs another version of esync, or sent garbage"));
         }
         let kind = |r: &Record| Kind::ALL.get(r.kind as usize).map_or("barrier".into(), Kind::to_string);
-        let element = |r: &Record| ElementType::ALL.get(r.element as usize).map_or("?", |e| e.name()).to_string();
-        let operator = |r: &Record| Operator::ALL.get(r.operator as usize).map_or("?", |o| o.name()).to_string();
+        let element =
+            |r: &Record| ElementType::ALL.get(r.element as usize).map_or("?", |e| e.name()).to_string();
+        let operator =
+            |r: &Record| Operator::ALL.get(r.operator as usize).map_or("?", |o| o.name()).to_string();
         let order = |r: &Record| ORDERS.get(r.order as usize).map_or("?".into(), Order::to_string);
         let fields: [(&str, &dyn Fn(&Record) -> String); 8] = [
             ("operation number", &|r| r.sequence.to_string()),
@@ -177,9 +179,10 @@ impl Record {
             ("root", &|r| r.root.to_string()),
             ("algorithm or segment length", &|r| format!("{:08x}", r.algorithm)),
         ];
-        fields.iter().find(|(_, show)| show(self) != show(other)).map(|(name, show)| {
-            format!("{name}: rank 0 has {}, rank {rank} has {}", show(self), show(other))
-        })
+        fields
+            .iter()
+            .find(|(_, show)| show(self) != show(other))
+            .map(|(name, show)| format!("{name}: rank 0 has {}, rank {rank} has {}", show(self), show(other)))
     }
 }
 

@@ -118,11 +118,8 @@ fn find_file(directory: &Path, part: &str, what: &str, idx: &str) -> Option<Path
 }
 
 fn missing(directory: &Path, name: &str) -> Error {
-    let what = format!(
-        "there is no such file, plain or as .gz; the data set consists of \
-         train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte \
-         (the last two alone will do)"
-    );
+    let what = "there is no such file, plain or as .gz; the data set consists of train-images-idx3-ubyte, \
+                train-labels-idx1-ubyte, t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte (the last two alone will do)";
     Error::data(directory.join(name), what)
 }
 

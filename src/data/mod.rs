@@ -28,7 +28,8 @@ pub const DATASET_NAMES: [&str; 3] = ["digits", "mnist", "fashion-mnist"];
 /// Images and their classes.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Samples {
-    /// Row-major, images × channels × height × width, 0 (background) to 1.
+    /// Row-major, images × channels × height × width. [`load`] standardises them: over the training set, the mean is 0 and
+    /// the standard deviation 1.
     pub pixels: Vec<f32>,
     /// One class for each image, from 0.
     pub labels: Vec<i64>,
@@ -94,6 +95,21 @@ impl Dataset {
         self.test = all.select(&test_indices, self.image_len());
         self
     }
+
+    /// Shifts and scales all pixels alike, so that the training set's have mean 0 and standard deviation 1: gradients of a
+    /// first layer are then of the size that common learning rates are meant for.
+    fn standardised(mut self) -> Dataset {
+        let pixels = &self.train.pixels;
+        let count = pixels.len().max(1) as f64;
+        let mean = pixels.iter().map(|&pixel| f64::from(pixel)).sum::<f64>() / count;
+        let variance = pixels.iter().map(|&pixel| (f64::from(pixel) - mean).powi(2)).sum::<f64>() / count;
+        // Images of one colour have nothing to scale.
+        let scale = if variance > 0.0 { 1.0 / variance.sqrt() } else { 1.0 };
+        for pixel in self.train.pixels.iter_mut().chain(&mut self.test.pixels) {
+            *pixel = ((f64::from(*pixel) - mean) * scale) as f32;
+        }
+        self
+    }
 }
 
 /// Loads a data set: `digits` from the program itself, the others from the IDX files (plain or gzip) in `data_dir`.
@@ -109,7 +125,7 @@ impl Dataset {
 /// [`Error::Usage`] for an unknown name, or if `data_dir` is needed and not given; [`Error::Data`] for files that are
 /// missing, truncated or malformed.
 pub fn load(dataset: &str, data_dir: Option<&Path>) -> Result<Dataset> {
-    match (dataset, data_dir) {
+    let loaded = match (dataset, data_dir) {
         ("digits", _) => digits::load(),
         ("mnist" | "fashion-mnist", Some(directory)) => idx::load(dataset, directory),
         ("mnist" | "fashion-mnist", None) => Err(Error::Usage(format!(
@@ -119,5 +135,6 @@ pub fn load(dataset: &str, data_dir: Option<&Path>) -> Result<Dataset> {
             "there is no data set `{dataset}`; there are {}",
             DATASET_NAMES.map(|name| format!("`{name}`")).join(", ")
         ))),
-    }
+    };
+    loaded.map(Dataset::standardised)
 }

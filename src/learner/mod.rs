@@ -10,6 +10,7 @@
 #[cfg(feature = "torch")]
 pub mod flat;
 mod layout;
+mod model;
 #[cfg(feature = "torch")]
 pub mod models;
 mod quadratic;
@@ -21,8 +22,7 @@ pub mod weights;
 #[cfg(feature = "torch")]
 pub use flat::{FlatGroupMut, FlatStore};
 pub use layout::{Layout, TensorLayout};
-#[cfg(feature = "torch")]
-pub use models::NETWORK_NAMES;
+pub use model::{FlatSlice, Model};
 pub use quadratic::{Quadratic, QuadraticOptions};
 pub use sgd::{Sgd, SgdOptions};
 #[cfg(feature = "torch")]
@@ -33,6 +33,9 @@ use crate::error::{Error, Result};
 use crate::policy::Update;
 use serde::{Deserialize, Serialize};
 use std::ops::{AddAssign, Range};
+
+/// The networks that come with the library (built with the feature `torch`).
+pub const NETWORK_NAMES: [&str; 5] = ["logistic", "mlp", "mlp-bn", "lenet", "lenet-bn"];
 
 /// What the runtime needs of a model: flat buffers, steps, and a share of an evaluation.
 pub trait Learner {

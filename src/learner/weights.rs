@@ -3,11 +3,11 @@
 use super::Layout;
 use crate::error::{Error, Result};
 use bytemuck::cast_slice;
-use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
-use std::collections::{BTreeSet, HashMap};
+use serde_json::{Map, Value, json};
+use std::collections::BTreeSet;
 use std::fs;
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::Path;
 
 const FORMAT_VERSION: &str = "1";
@@ -29,38 +29,44 @@ pub struct WeightsInfo {
 /// [`Error::File`] if it cannot be written; [`Error::Internal`] if `parameters` does not have the layout's length.
 pub fn save(path: &Path, layout: &Layout, parameters: &[f32], info: &WeightsInfo) -> Result<()> {
     check_length(layout, parameters)?;
-    let mut tensors = Vec::with_capacity(layout.tensors.len());
-    for tensor in &layout.tensors {
-        let values = &parameters[tensor.range.clone()];
-        let view = TensorView::new(Dtype::F32, tensor.shape.clone(), cast_slice(values))
-            .map_err(|e| Error::Internal(format!("tensor {}: {e}", tensor.name)))?;
-        tensors.push((tensor.name.as_str(), view));
-    }
-    let metadata = HashMap::from([
-        ("format_version".to_owned(), FORMAT_VERSION.to_owned()),
-        ("network".to_owned(), info.network.clone()),
-        ("dataset".to_owned(), info.dataset.clone()),
-    ]);
-    let bytes = safetensors::serialize(tensors, Some(metadata)).map_err(|e| Error::file(path, e))?;
-    write_atomically(path, &bytes)
-}
-
-fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+    let header = header(layout, info);
+    let failed = |e: io::Error| Error::file(path, format!("cannot be written: {e}"));
     let directory = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
-    let failed = |e: std::io::Error| Error::file(path, format!("cannot be written: {e}"));
     let mut builder = tempfile::Builder::new();
     builder.prefix(".weights-");
     // Temporary files are private by default; the result is to be as readable as any other file of its user.
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
     let mut file = builder.tempfile_in(directory).map_err(failed)?;
-    file.write_all(bytes).map_err(failed)?;
+    file.write_all(&(header.len() as u64).to_le_bytes()).map_err(failed)?;
+    file.write_all(header.as_bytes()).map_err(failed)?;
+    file.write_all(cast_slice(parameters)).map_err(failed)?;
     file.as_file().sync_all().map_err(failed)?;
     file.persist(path).map_err(|e| failed(e.error))?;
     Ok(())
+}
+
+// The format is little-endian, and parameters are written as they lie in memory.
+const _: () = assert!(cfg!(target_endian = "little"));
+
+/// What comes before the data, which are the flat buffer itself. Not by the crate's `serialize`: that puts the metadata
+/// into a random order, and the same parameters should make the same file.
+fn header(layout: &Layout, info: &WeightsInfo) -> String {
+    let metadata =
+        json!({ "dataset": info.dataset, "format_version": FORMAT_VERSION, "network": info.network });
+    let mut entries = Map::from_iter([("__metadata__".to_owned(), metadata)]);
+    for tensor in &layout.tensors {
+        let bytes = [tensor.range.start, tensor.range.end].map(|element| element * size_of::<f32>());
+        let entry = json!({ "dtype": "F32", "shape": tensor.shape, "data_offsets": bytes });
+        entries.insert(tensor.name.clone(), entry);
+    }
+    let mut header = Value::Object(entries).to_string();
+    // Readers that map the file want aligned data.
+    header.push_str(&" ".repeat(header.len().next_multiple_of(8) - header.len()));
+    header
 }
 
 /// Reads a file written by [`save`] into `parameters`, which has the length of `layout`. The file must have exactly the

@@ -151,12 +151,14 @@ fn conclude(
         }
     };
     let own = worker_summary(&clock, totals.local_steps, totals.samples, total_seconds, communicator);
-    let own = serde_json::to_vec(&own).map_err(|e| Error::Internal(format!("a summary cannot be sent: {e}")))?;
+    let own =
+        serde_json::to_vec(&own).map_err(|e| Error::Internal(format!("a summary cannot be sent: {e}")))?;
     let read = |bytes: &Vec<u8>| {
         serde_json::from_slice::<WorkerSummary>(bytes)
             .map_err(|e| Error::Internal(format!("a rank's summary cannot be read: {e}")))
     };
-    let workers: Vec<WorkerSummary> = communicator.gather_bytes(&own)?.iter().map(read).collect::<Result<_>>()?;
+    let workers: Vec<WorkerSummary> =
+        communicator.gather_bytes(&own)?.iter().map(read).collect::<Result<_>>()?;
     let remote = watcher.metrics().take_remote()?;
     let remote = communicator.gather_bytes(&remote)?;
 
@@ -220,7 +222,10 @@ fn write_results(
             summary.samples
         ));
     } else if let (Some(false), Some(target)) = (summary.reached_target, config.target_loss) {
-        say(&format!("the target loss of {target} was not reached: {:.4} after {} samples", summary.final_loss, summary.samples));
+        say(&format!(
+            "the target loss of {target} was not reached: {:.4} after {} samples",
+            summary.final_loss, summary.samples
+        ));
     }
     say(&format!("results in {}", out.display()));
     Ok(())
@@ -254,7 +259,11 @@ fn worker_summary(
 
 /// Two steps that leave no trace: the first pays for lazy initialisation, which takes a hundred times as long as a small
 /// model's step; the second measures every rank for the first plan.
-fn warm_up(config: &Config, learner: &mut dyn Learner, communicator: &mut Communicator) -> Result<Arc<[f64]>> {
+fn warm_up(
+    config: &Config,
+    learner: &mut dyn Learner,
+    communicator: &mut Communicator,
+) -> Result<Arc<[f64]>> {
     let state = learner.save_state();
     learner.step(Update::Local)?;
     let started = Instant::now();
@@ -281,7 +290,8 @@ fn agree_on_configuration(config: &Config, transport: Arc<dyn Transport>) -> Res
     };
     let all: Vec<toml::Table> =
         communicator.gather_bytes(common.as_bytes())?.iter().map(table).collect::<Result<_>>()?;
-    let value = |rank: usize, key: &str| all[rank].get(key).map_or("not given".to_string(), toml::Value::to_string);
+    let value =
+        |rank: usize, key: &str| all[rank].get(key).map_or("not given".to_string(), toml::Value::to_string);
     for rank in 1..all.len() {
         let mut keys: Vec<&String> = all[0].keys().chain(all[rank].keys()).collect();
         keys.sort_unstable();
@@ -289,10 +299,15 @@ fn agree_on_configuration(config: &Config, transport: Arc<dyn Transport>) -> Res
         let differing: Vec<String> = keys
             .into_iter()
             .filter(|key| value(0, key) != value(rank, key))
-            .map(|key| format!("{key} is {} on rank 0 and {} on rank {rank}", value(0, key), value(rank, key)))
+            .map(|key| {
+                format!("{key} is {} on rank 0 and {} on rank {rank}", value(0, key), value(rank, key))
+            })
             .collect();
         if !differing.is_empty() {
-            return Err(Error::Usage(format!("ranks were started with different flags: {}", differing.join("; "))));
+            return Err(Error::Usage(format!(
+                "ranks were started with different flags: {}",
+                differing.join("; ")
+            )));
         }
     }
     Ok(())
@@ -300,12 +315,15 @@ fn agree_on_configuration(config: &Config, transport: Arc<dyn Transport>) -> Res
 
 /// Every rank returns rank 0's error, if it has one.
 fn agree(communicator: &mut Communicator, own: Result<()>) -> Result<()> {
-    let complaint = own.as_ref().err().map(Error::to_string).unwrap_or_default();
+    let complaint =
+        own.as_ref().err().map(|error| format!("{}\n{error}", error.exit_code())).unwrap_or_default();
     let complaint = communicator.gather_bytes(complaint.as_bytes())?.swap_remove(0);
     own?;
-    match complaint.is_empty() {
-        true => Ok(()),
-        false => Err(Error::Environment(String::from_utf8_lossy(&complaint).into_owned())),
+    // Whichever rank speaks first, the job ends with rank 0's exit code.
+    match String::from_utf8_lossy(&complaint).split_once('\n') {
+        None => Ok(()),
+        Some(("2", text)) => Err(Error::Usage(text.into())),
+        Some((_, text)) => Err(Error::Environment(text.into())),
     }
 }
 
@@ -340,8 +358,9 @@ fn make_out(config: &Config) -> Result<PathBuf> {
             out.display()
         )));
     }
-    std::fs::create_dir_all(&out)
-        .map_err(|e| Error::file(&out, format!("cannot make the directory of the results: {e}; choose another --out")))?;
+    std::fs::create_dir_all(&out).map_err(|e| {
+        Error::file(&out, format!("cannot make the directory of the results: {e}; choose another --out"))
+    })?;
     // Without the directory, so that the file can be given again as it is.
     let again = Config { out: None, ..config.clone() };
     write_atomically(&out.join("config.toml"), again.to_toml()?.as_bytes())?;

@@ -10,8 +10,8 @@ mod native;
 mod speaker;
 
 use super::deadline::Backoff;
-use super::peer::ProcessState;
 use super::launcher::announced_ranks;
+use super::peer::ProcessState;
 use super::{Native, Peer, Rank, Tag, Ticket, Transport, Wait, stalled};
 use crate::error::{Error, Result};
 use mpi::ffi;
@@ -102,7 +102,15 @@ impl Mpi {
         let peers = gather_peers(&communicator, rank, size);
         let native = native::NativeMpi::new(&communicator)?;
         let speaker = speaker::Speaker::establish(&communicator, &peers, rank);
-        Ok(Mpi { peers, rank, requests: Mutex::default(), native, speaker, communicator, _universe: universe })
+        Ok(Mpi {
+            peers,
+            rank,
+            requests: Mutex::default(),
+            native,
+            speaker,
+            communicator,
+            _universe: universe,
+        })
     }
 
     fn requests(&self) -> MutexGuard<'_, Requests> {
@@ -148,11 +156,13 @@ impl Mpi {
         let is_pending = |request: &Request| {
             let mut done = 0;
             // SAFETY: the request belongs to a ticket that was not yet completed; this looks at it and leaves it as it is.
-            let code = unsafe { ffi::MPI_Request_get_status(request.raw, &mut done, ffi::RSMPI_STATUS_IGNORE) };
+            let code =
+                unsafe { ffi::MPI_Request_get_status(request.raw, &mut done, ffi::RSMPI_STATUS_IGNORE) };
             code != ffi::MPI_SUCCESS as i32 || done == 0
         };
         let left = tickets.iter().flatten().map(|ticket| &requests.slots[ticket.0 as usize]);
-        let mut ranks: Vec<Rank> = left.filter(|request| is_pending(request)).map(|request| request.peer).collect();
+        let mut ranks: Vec<Rank> =
+            left.filter(|request| is_pending(request)).map(|request| request.peer).collect();
         ranks.sort_unstable();
         ranks.dedup();
         ranks.into_iter().map(|rank| self.peers[rank].clone()).collect()
@@ -319,7 +329,8 @@ impl Transport for Mpi {
 }
 
 fn message_count(len: usize) -> Result<i32> {
-    i32::try_from(len).map_err(|_| Error::Internal(format!("a message of {len} bytes was not cut into segments")))
+    i32::try_from(len)
+        .map_err(|_| Error::Internal(format!("a message of {len} bytes was not cut into segments")))
 }
 
 fn check(code: i32, call: &str) -> Result<()> {

@@ -111,7 +111,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Endpoint {
     fn new(size: usize) -> Self {
         Endpoint {
-            mailbox: Mutex::new(Mailbox { lanes: (0..size).map(|_| Lane::default()).collect(), ..Mailbox::default() }),
+            mailbox: Mutex::new(Mailbox {
+                lanes: (0..size).map(|_| Lane::default()).collect(),
+                ..Mailbox::default()
+            }),
             completed: Condvar::new(),
             completions: AtomicU64::new(0),
             left: AtomicBool::new(false),
@@ -223,8 +226,10 @@ impl Threads {
     fn pending_peers(&self, tickets: &[Option<Ticket>]) -> Vec<Rank> {
         let mailbox = lock(&self.world.endpoints[self.rank].mailbox);
         let slots = tickets.iter().flatten().map(|ticket| ticket.0);
-        let mut peers: Vec<Rank> =
-            slots.filter(|&slot| mailbox.slots.outcome(slot).is_none()).map(|slot| mailbox.slots.peer(slot)).collect();
+        let mut peers: Vec<Rank> = slots
+            .filter(|&slot| mailbox.slots.outcome(slot).is_none())
+            .map(|slot| mailbox.slots.peer(slot))
+            .collect();
         peers.sort_unstable();
         peers.dedup();
         peers
@@ -293,7 +298,8 @@ impl Transport for Threads {
             let peer = lock(&self.world.endpoints[self.rank].mailbox).slots.peer(slot);
             // Withdraw what nobody has matched; a copy that has begun ends soon.
             let receive = lock(&self.world.endpoints[self.rank].mailbox).lanes[peer].withdraw(slot, false);
-            let withdrawn = receive || lock(&self.world.endpoints[peer].mailbox).lanes[self.rank].withdraw(slot, true);
+            let withdrawn =
+                receive || lock(&self.world.endpoints[peer].mailbox).lanes[self.rank].withdraw(slot, true);
             while !withdrawn && lock(&self.world.endpoints[self.rank].mailbox).slots.outcome(slot).is_none() {
                 std::thread::yield_now();
             }

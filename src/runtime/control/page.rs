@@ -38,7 +38,9 @@ impl PageTable {
         let name = communicator.gather_bytes(name.as_bytes())?.swap_remove(0);
         let opened = match made {
             Some(made) => made.map(|(page, name)| (page, Some(name))),
-            None => SharedPage::open(Path::new(&*String::from_utf8_lossy(&name)), words).map(|page| (page, None)),
+            None => {
+                SharedPage::open(Path::new(&*String::from_utf8_lossy(&name)), words).map(|page| (page, None))
+            }
         };
         let rows = step_seconds.iter().map(|&seconds| Row::new(seconds)).collect::<Vec<_>>();
         if let Ok((page, _)) = &opened {
@@ -61,7 +63,9 @@ impl StateServer for PageTable {
 
     fn ask(&mut self, report: &Report) -> Result<(Reply, Reason)> {
         let now = host_clock();
-        self.rows[self.rank].update(now, report);
+        if !self.rows[self.rank].update(now, report) {
+            return Ok((Reply::Continue, Reason::Custom("the state server decides about steps only".into())));
+        }
         self.publish();
         for (rank, words) in self.page.words().chunks(ROW_WORDS).enumerate() {
             if rank != self.rank {

@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs, UdpSocket};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -22,9 +23,9 @@ pub(super) struct Client {
 
 /// Where the server listens, and the word that lets a worker in.
 #[derive(Serialize, Deserialize)]
-struct Invitation {
-    addresses: Vec<String>,
-    token: [u8; 16],
+pub(super) struct Invitation {
+    pub(super) addresses: Vec<String>,
+    pub(super) token: [u8; 16],
 }
 
 /// The first frame on a connection.
@@ -54,8 +55,8 @@ impl Client {
         let invitation = communicator.gather_bytes(&invitation)?.swap_remove(0);
         let timeout = communicator.options().timeout;
         let server = communicator.transport().peer(0).clone();
-        let connected = connect(&invitation, rank, timeout)
-            .map(|stream| Client { stream, server, frame: Vec::new() });
+        let connected =
+            connect(&invitation, rank, timeout).map(|stream| Client { stream, server, frame: Vec::new() });
         all_or_none(communicator, connected, "cannot reach the state server on rank 0")
     }
 }
@@ -78,7 +79,11 @@ impl StateServer for Client {
 }
 
 /// Starts the server's threads; they end when the workers hang up.
-fn serve(communicator: &Communicator, settings: &Settings, step_seconds: &[f64]) -> std::io::Result<Invitation> {
+pub(super) fn serve(
+    communicator: &Communicator,
+    settings: &Settings,
+    step_seconds: &[f64],
+) -> std::io::Result<Invitation> {
     let listener = TcpListener::bind(("0.0.0.0", 0))?;
     let port = listener.local_addr()?.port();
     let mut token = [0; 16];
@@ -87,10 +92,13 @@ fn serve(communicator: &Communicator, settings: &Settings, step_seconds: &[f64])
         .into_iter()
         .map(|address| SocketAddr::new(address, port).to_string())
         .collect();
-    let coordinator = EsyncCoordinator::new(communicator.size(), settings.clone()).with_step_seconds(step_seconds);
+    let coordinator =
+        EsyncCoordinator::new(communicator.size(), settings.clone()).with_step_seconds(step_seconds);
     let server = Arc::new(Server { coordinator: Mutex::new(coordinator), started: Instant::now(), token });
     let size = communicator.size();
-    std::thread::Builder::new().name("state server".into()).spawn(move || accept(&listener, &server, size))?;
+    std::thread::Builder::new()
+        .name("state server".into())
+        .spawn(move || accept(&listener, &server, size))?;
     Ok(Invitation { addresses, token })
 }
 
@@ -106,13 +114,20 @@ fn own_addresses(own: &Peer) -> Vec<std::net::IpAddr> {
         socket.local_addr()
     });
     addresses.extend(outside.map(|address| address.ip()));
-    addresses.extend((own.host.as_str(), 0).to_socket_addrs().into_iter().flatten().map(|a| a.ip()).filter(|ip| ip.is_ipv4()));
+    addresses.extend(
+        (own.host.as_str(), 0)
+            .to_socket_addrs()
+            .into_iter()
+            .flatten()
+            .map(|a| a.ip())
+            .filter(|ip| ip.is_ipv4()),
+    );
     addresses.push([127, 0, 0, 1].into());
     addresses.dedup();
     addresses
 }
 
-fn connect(invitation: &[u8], rank: Rank, timeout: Duration) -> Result<TcpStream> {
+pub(super) fn connect(invitation: &[u8], rank: Rank, timeout: Duration) -> Result<TcpStream> {
     let failed = |what: String| Error::Environment(what);
     let invitation: Invitation =
         serde_json::from_slice(invitation).map_err(|_| failed("rank 0 could not open a socket".into()))?;
@@ -148,20 +163,23 @@ struct Server {
 
 fn accept(listener: &TcpListener, server: &Arc<Server>, size: usize) {
     let deadline = Deadline::after(Duration::from_secs(60));
-    let mut welcomed = 0;
+    let welcomed = Arc::new(AtomicUsize::new(0));
     // Not blocking, so that a worker that never comes does not keep this thread for ever.
     if listener.set_nonblocking(true).is_err() {
         return;
     }
-    while welcomed < size && !deadline.has_passed() {
+    while welcomed.load(Ordering::Relaxed) < size && !deadline.has_passed() {
         match listener.accept() {
             Ok((stream, _)) => {
-                if let Ok((stream, rank)) = welcome(stream, server, size) {
-                    welcomed += 1;
-                    let server = server.clone();
-                    let name = format!("state server {rank}");
-                    let _ = std::thread::Builder::new().name(name).spawn(move || answer(stream, &server, rank));
-                }
+                let (server, welcomed) = (server.clone(), welcomed.clone());
+                // On a thread of its own from the first word: a stranger that says nothing holds up nobody.
+                let serve = move || {
+                    if let Ok((stream, rank)) = welcome(stream, &server, size) {
+                        welcomed.fetch_add(1, Ordering::Relaxed);
+                        answer(stream, &server, rank);
+                    }
+                };
+                let _ = std::thread::Builder::new().name("state server".into()).spawn(serve);
             }
             Err(_) => std::thread::sleep(Duration::from_millis(2)),
         }
