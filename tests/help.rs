@@ -20,7 +20,9 @@ fn the_short_help_fits_a_screen() {
     assert!(text.lines().count() <= 50, "{} lines:\n{text}", text.lines().count());
     assert!(widest <= 110, "{widest} columns:\n{text}");
     // What nobody can do without.
-    for flag in ["--mode", "--collective", "--ranks", "--slow", "--target-accuracy", "--out", "--config", "--help"] {
+    for flag in
+        ["--mode", "--collective", "--ranks", "--slow", "--target-accuracy", "--out", "--config", "--help"]
+    {
         assert!(text.contains(flag), "{flag} is missing in:\n{text}");
     }
 }
@@ -32,7 +34,8 @@ fn the_long_help_has_every_flag_in_a_group_and_documented() {
     let mut headings = Vec::new();
     for flag in flags.get_arguments() {
         let name = format!("--{}", flag.get_long().unwrap());
-        let line = text.lines().position(|line| line.trim_start().trim_start_matches("-mblh, ").starts_with(&name));
+        let line =
+            text.lines().position(|line| line.trim_start().trim_start_matches("-mblh, ").starts_with(&name));
         let line = line.or_else(|| text.lines().position(|line| line.contains(&format!(", {name} "))));
         assert!(line.is_some(), "{name} is missing in:\n{text}");
         let words = flag.get_help().map(ToString::to_string).unwrap_or_default();
@@ -47,8 +50,11 @@ fn the_long_help_has_every_flag_in_a_group_and_documented() {
     headings.dedup();
     let unique: std::collections::BTreeSet<_> = headings.iter().collect();
     assert_eq!(unique.len(), headings.len(), "flags of one group stand together: {headings:?}");
-    for code in 0..=8 {
-        assert!(text.contains(&format!("{code} ")), "exit code {code}");
+    let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    for code in
+        ["0 done", "2 usage", "3 environment", "4 data", "6 stalled", "7 diverged", "8 target not reached"]
+    {
+        assert!(words.contains(code), "exit code {code}");
     }
     assert!(text.contains("ESYNC_"), "the environment");
 }

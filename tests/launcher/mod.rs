@@ -115,7 +115,11 @@ impl Job {
         let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or_default());
         let patience = Instant::now();
         while !self.alive().is_empty() {
-            assert!(patience.elapsed() < Duration::from_secs(5), "processes are left behind: {:?}", self.alive());
+            assert!(
+                patience.elapsed() < Duration::from_secs(5),
+                "processes are left behind: {:?}",
+                self.alive()
+            );
             std::thread::sleep(Duration::from_millis(5));
         }
         self.readers.take().into_iter().flatten().for_each(|reader| reader.join().unwrap());
@@ -199,7 +203,8 @@ fn send(pid: u32, signal: Signal) {
 impl Outcome {
     /// The lines by which a program says why it ended.
     pub(crate) fn messages(&self) -> Vec<&str> {
-        let is_message = |line: &&str| ["esync-train: ", "esync: ", "error: "].iter().any(|p| line.starts_with(p));
+        let is_message =
+            |line: &&str| ["esync-train: ", "esync: ", "error: "].iter().any(|p| line.starts_with(p));
         self.stderr.lines().filter(is_message).collect()
     }
 
@@ -270,7 +275,9 @@ impl Folder {
 
     pub(crate) fn metrics(&self) -> Vec<Value> {
         let text = fs::read_to_string(self.path("out/metrics.jsonl")).unwrap();
-        text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"))).collect()
+        text.lines()
+            .map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}")))
+            .collect()
     }
 
     pub(crate) fn parameters(&self) -> Parameters {
@@ -294,7 +301,8 @@ impl Parameters {
     fn read(path: &Path) -> Self {
         let bytes = fs::read(path).unwrap();
         let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-        let bits = |data: &[u8]| data.chunks(4).map(|word| u32::from_le_bytes(word.try_into().unwrap())).collect();
+        let bits =
+            |data: &[u8]| data.chunks(4).map(|word| u32::from_le_bytes(word.try_into().unwrap())).collect();
         Parameters(file.tensors().into_iter().map(|(name, tensor)| (name, bits(tensor.data()))).collect())
     }
 
@@ -373,10 +381,14 @@ fn check_metrics(events: &[Value], summary: &Value, ranks: usize) {
         assert_eq!(of_kind("evaluate") > 0, rank == 0, "rank {rank}: the evaluations are everybody's");
         let decisions: Vec<&&Value> = own.iter().filter(|event| event["kind"] == "decision").collect();
         assert!(decisions.len() as u64 >= of_kind("step"), "rank {rank}");
-        let is_full = |key: &str| decisions.iter().all(|d| d[key].as_str().is_some_and(|text| !text.is_empty()));
+        let is_full =
+            |key: &str| decisions.iter().all(|d| d[key].as_str().is_some_and(|text| !text.is_empty()));
         assert!(is_full("action") && is_full("reason"), "rank {rank}");
         let times: Vec<f64> = own.iter().map(|event| event["t"].as_f64().unwrap()).collect();
-        assert!(times.is_sorted() && times.first().is_some_and(|&first| first >= 0.0), "rank {rank}: {times:?}");
+        assert!(
+            times.is_sorted() && times.first().is_some_and(|&first| first >= 0.0),
+            "rank {rank}: {times:?}"
+        );
     }
     assert!(events.iter().all(|event| event["rank"].as_u64().is_some_and(|rank| rank < ranks as u64)));
 }
