@@ -138,7 +138,6 @@ fn conclude(
     out: PathBuf,
 ) -> Result<Outcome> {
     let train_seconds = watcher.train_seconds();
-    let total_seconds = worker.clock().total_seconds();
     let totals = worker.totals();
     let mut clock = worker.clock().clone();
     let (mode, state_server) = (worker.mode(), worker.state_server());
@@ -150,6 +149,8 @@ fn conclude(
             watcher.evaluate(&mut observed)?
         }
     };
+    // With the evaluation above, which is in the clock too.
+    let total_seconds = clock.total_seconds();
     let own = worker_summary(&clock, totals.local_steps, totals.samples, total_seconds, communicator);
     let own =
         serde_json::to_vec(&own).map_err(|e| Error::Internal(format!("a summary cannot be sent: {e}")))?;
@@ -329,6 +330,8 @@ fn agree(communicator: &mut Communicator, own: Result<()>) -> Result<()> {
 
 /// Rank 0 makes the directory of the results, and writes `config.toml` into it.
 fn prepare_out(config: &Config, communicator: &mut Communicator) -> Result<PathBuf> {
+    // Everybody has data and a model by now: a rank that has not leaves no empty directory behind.
+    communicator.barrier()?;
     let mut made = Ok(PathBuf::new());
     if communicator.rank() == 0 {
         made = make_out(config);
