@@ -3,8 +3,7 @@
 
 mod launcher;
 
-use launcher::Ranks::Mpi;
-use launcher::{Folder, Job, Outcome, assert_no_page_left, check_results, shared_pages, start};
+use launcher::{Folder, Job, Outcome, assert_no_page_left, check_results, mpirun, shared_pages, start};
 use rustix::process::Signal;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -18,11 +17,17 @@ struct Training {
 
 impl Training {
     fn begin(mode: &str) -> Self {
+        Self::begin_on(mode, ["", ""])
+    }
+
+    /// Two ranks are started with each of these flags of mpirun.
+    fn begin_on(mode: &str, launcher_flags: [&str; 2]) -> Self {
         let (folder, pages) = (Folder::new(), shared_pages());
         let flags = format!(
-            "--mode {mode} --slow 3:20ms --timeout 3s --max-seconds 100 --epochs 1000000 --report-every 50ms"
+            "--mode {mode} --slow 3:20ms --timeout 3s --max-seconds 100 --report-every 50ms {}",
+            folder.out()
         );
-        let mut job = start(folder.command(Mpi(4), &flags));
+        let mut job = start(mpirun(&launcher_flags.map(|launcher_flags| (2, launcher_flags, &*flags))));
         job.wait_until_training();
         Training { folder, job, pages }
     }
@@ -43,18 +48,17 @@ impl Training {
 fn assert_names(outcome: &Outcome, rank: usize, pid: u32, words: &[&str]) {
     let messages = outcome.messages();
     assert_eq!(messages.len(), 1, "{}", outcome.stderr);
-    for word in [&[&*format!("rank {rank} (host "), &*format!("pid {pid})"), "all-reduce"], words].concat() {
+    for word in [&[&*format!("rank {rank} (host "), &*format!("pid {pid})")], words].concat() {
         assert!(messages[0].contains(word), "{word:?} is missing in: {}", messages[0]);
     }
 }
 
-fn killed(mode: &str) {
-    let training = Training::begin(mode);
+fn killed(training: Training) {
     let pid = training.job.signal_rank(2, Signal::KILL);
     let (folder, outcome, seconds) = training.end();
     assert!([5, 137].contains(&outcome.code), "{outcome:#?}");
     assert!(seconds < 5.0, "{seconds} s");
-    assert_names(&outcome, 2, pid, &["lost", "no longer exists"]);
+    assert_names(&outcome, 2, pid, &["lost during", "no longer exists"]);
     assert!(!folder.path("out/summary.json").exists());
 }
 
@@ -64,7 +68,7 @@ fn stopped(mode: &str) {
     let (folder, outcome, seconds) = training.end();
     assert_eq!(outcome.code, 6, "{outcome:#?}");
     assert!(seconds < 3.0 + 5.0, "{seconds} s");
-    assert_names(&outcome, 2, pid, &["is stopped", &format!("kill -CONT {pid}")]);
+    assert_names(&outcome, 2, pid, &["(operation ", "is stopped", &format!("kill -CONT {pid}")]);
     assert!(!folder.path("out/summary.json").exists());
 }
 
@@ -80,12 +84,17 @@ fn asked_to_end(mode: &str, signal: Signal, code: i32, stopped_by: &str) {
 
 #[test]
 fn a_killed_rank_ends_an_esync_job() {
-    killed("esync");
+    killed(Training::begin("esync"));
+}
+
+#[test]
+fn a_rank_killed_on_another_host_is_named() {
+    killed(Training::begin_on("esync", ["-x ESYNC_HOST=a", "-x ESYNC_HOST=b"]));
 }
 
 #[test]
 fn a_killed_rank_ends_a_sync_job() {
-    killed("sync");
+    killed(Training::begin("sync"));
 }
 
 #[test]

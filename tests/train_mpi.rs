@@ -156,6 +156,18 @@ fn one_rank_alone_can_end_the_job() {
     refused(&[(2, ""), (1, "--mode foo")], 2, &["foo", "esync, sync, local"]);
 }
 
+#[test]
+fn hosts_that_fail_alike_say_it_once() {
+    let folder = Folder::new();
+    let check = |flags: &str, code: i32, words: &[&str]| {
+        let flags = format!("{flags} {}", folder.out());
+        let groups = [(2, "-x ESYNC_HOST=a", &*flags), (2, "-x ESYNC_HOST=b", &*flags)];
+        run(mpirun(&groups)).assert_failed(code, words);
+    };
+    check("--mode local", 2, &["(host a, ", "--mode local"]);
+    check("--mode sync --learning-rate 1e30", 7, &["diverged"]);
+}
+
 /// A few images, enough to begin with.
 fn write_images(folder: &Folder) {
     let idx = |magic: u32, sizes: &[u32], bytes: Vec<u8>| {

@@ -11,6 +11,7 @@ use std::time::Duration;
 /// A word that the ranks of a host share: who has spoken. Ranks that fail cannot ask each other any more.
 pub(super) struct Speaker {
     page: Option<SharedPage>,
+    host: String,
     /// Rank 0 is on another host.
     is_remote: bool,
 }
@@ -46,13 +47,16 @@ impl Speaker {
         // Everybody has opened it: the name goes, so that nothing can be left behind.
         communicator.barrier();
         drop(name);
-        Speaker { page, is_remote: peers[rank].host != peers[0].host }
+        let host = peers[rank].host.clone();
+        Speaker { page, is_remote: host != peers[0].host, host }
     }
 
     /// Whether this rank prints its error. Where it does not, another has printed the same failure, and this returns when the
     /// launcher should have ended the job.
     pub(super) fn may_speak(&self, error: &Error) -> bool {
-        if self.is_remote && error.concerns_all() {
+        // Only a process's own host can see that it is gone.
+        let is_witness = matches!(error, Error::PeerLost { peer, .. } if peer.host == self.host);
+        if self.is_remote && error.concerns_all() && !is_witness {
             // Hosts share no memory: rank 0's speaks first, and its end ends this rank.
             std::thread::sleep(UNTIL_THE_END);
         }
