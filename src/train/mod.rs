@@ -5,11 +5,12 @@ mod flags;
 mod heterogeneity;
 mod launch;
 mod metrics;
-mod report;
 mod summary;
 
 #[cfg(feature = "torch")]
 mod evaluate;
+#[cfg(feature = "torch")]
+mod report;
 #[cfg(feature = "torch")]
 mod run;
 #[cfg(feature = "torch")]
