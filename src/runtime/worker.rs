@@ -84,6 +84,9 @@ pub trait Observer<M> {
         0
     }
 
+    /// Training begins now: all ranks have arrived.
+    fn began(&mut self) {}
+
     /// A decision was taken.
     fn decided(&mut self, action: &Action, reason: &Reason) {
         let _ = (action, reason);
@@ -186,6 +189,7 @@ impl Worker {
     ) -> Result<Next> {
         self.communicator.barrier()?;
         self.clock = Stopwatch::start(Activity::Decide);
+        observer.began();
         let rank = self.communicator.rank();
         self.drive(WorkerEvent::Started { rank, step_seconds }, model, observer)
     }
@@ -212,7 +216,10 @@ impl Worker {
         }
         if self.communicator.size() == 1 {
             self.totals.global_samples = self.totals.samples;
-            self.check_loss(self.communicator.rank(), self.totals.local_steps, step.loss)?;
+        }
+        if !step.loss.is_finite() {
+            let (rank, step_number) = (self.communicator.rank(), self.totals.local_steps);
+            return Err(Error::Diverged { rank, step: step_number, loss: step.loss });
         }
         self.clock.switch(Activity::Other);
         let stop = observer.stepped(&step, self.observed(model))?;
@@ -331,9 +338,6 @@ impl Worker {
             entry.members.iter().map(|member| member.transfer_seconds).fold(f64::MAX, f64::min);
         let wait_seconds = self.clock.switch(Activity::Exchange);
 
-        for member in members.iter() {
-            self.check_loss(member.rank, member.local_steps.0, member.loss)?;
-        }
         let weights = weights(self.options.weighting, &members, &self.options.shard_samples);
         let weight = weights[self.communicator.rank()];
         self.exchange.run(model, &mut self.communicator, pending.payload, weight, install)?;
@@ -365,10 +369,6 @@ impl Worker {
             flags: stop_wish,
             ..Member::default()
         }
-    }
-
-    fn check_loss(&self, rank: usize, step: u64, loss: f64) -> Result<()> {
-        if loss.is_finite() { Ok(()) } else { Err(Error::Diverged { rank, step, loss }) }
     }
 }
 

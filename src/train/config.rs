@@ -1,10 +1,11 @@
 //! The resolved configuration: every value known, checked against each other.
 
-use super::flags::{Flags, Progress, Seconds, TransportChoice};
+use super::flags::{Flags, MODE_NAMES, Progress, Seconds, TransportChoice};
 use super::heterogeneity::{SlowLinks, SlowRanks};
-use crate::collective::{Collective, CommunicatorOptions, Order, collective_by_name};
-use crate::data::Split;
+use crate::collective::{COLLECTIVE_NAMES, Collective, CommunicatorOptions, Order, collective_by_name};
+use crate::data::{DATASET_NAMES, Split};
 use crate::error::{Error, Result};
+use crate::learner::NETWORK_NAMES;
 use crate::policy::esync::{EsyncWorker, Planning, Settings};
 use crate::policy::local::LocalWorker;
 use crate::policy::sync::SyncWorker;
@@ -119,6 +120,17 @@ impl Config {
             }
             _ => Ok(()),
         };
+        // The command line has checked its own; a file holds any text.
+        let known = |flag: &str, value: &str, names: &[&str]| match names.contains(&value) {
+            true => Ok(()),
+            false => {
+                Err(Error::Usage(format!("--{flag} is `{value}`; it must be one of: {}", names.join(", "))))
+            }
+        };
+        known("mode", &self.mode, &MODE_NAMES)?;
+        known("collective", &self.collective, COLLECTIVE_NAMES)?;
+        known("network", &self.network, &NETWORK_NAMES)?;
+        known("dataset", &self.dataset, &DATASET_NAMES)?;
         positive("learning-rate", Some(self.learning_rate))?;
         positive("global-lr", Some(self.global_lr))?;
         positive("epochs", self.epochs)?;

@@ -5,7 +5,7 @@ use super::metrics::Metrics;
 use super::report::{Reporter, say};
 use super::summary::{StoppedBy, Summary, WorkerSummary, write_atomically};
 use super::watcher::{Limits, Signals, Watcher};
-use crate::collective::{Communicator, Member};
+use crate::collective::{Communicator, CommunicatorOptions, Member};
 use crate::data::{Dataset, load, partition};
 use crate::error::{Error, Result};
 use crate::learner::{Learner, TorchLearner, TorchOptions, set_threads, weights};
@@ -44,9 +44,9 @@ impl Outcome {
 /// Every error of the library; see [`Error::exit_code`].
 pub fn train(config: &Config, transport: Arc<dyn Transport>, signals: &Signals) -> Result<Outcome> {
     let (rank, size) = (transport.rank(), transport.size());
+    agree_on_configuration(config, transport.clone())?;
     config.check_for_size(size)?;
     let mut communicator = Communicator::new(transport, config.communicator_options()?)?;
-    agree_on_configuration(config, &mut communicator)?;
     set_threads(threads_per_rank(config, &communicator));
 
     let dataset = Arc::new(load(&config.dataset, config.data_dir.as_deref())?);
@@ -114,9 +114,7 @@ fn run_steps(
 ) -> Result<()> {
     let rank = worker.communicator().rank();
     let slowness = config.slow.of(rank, worker.communicator().size())?;
-    watcher.restart_clock();
     let mut next = worker.begin(step_seconds, learner, watcher)?;
-    watcher.restart_clock();
     while let Next::Step { update } = next {
         worker.clock().switch(Activity::Compute);
         let outcome = learner.step(update)?;
@@ -140,7 +138,6 @@ fn conclude(
     out: PathBuf,
 ) -> Result<Outcome> {
     let train_seconds = watcher.train_seconds();
-    let total_seconds = worker.clock().total_seconds();
     let totals = worker.totals();
     let mut clock = worker.clock().clone();
     let (mode, state_server) = (worker.mode(), worker.state_server());
@@ -152,6 +149,8 @@ fn conclude(
             watcher.evaluate(&mut observed)?
         }
     };
+    // With the evaluation above, which is in the clock too.
+    let total_seconds = clock.total_seconds();
     let own = worker_summary(&clock, totals.local_steps, totals.samples, total_seconds, communicator);
     let own =
         serde_json::to_vec(&own).map_err(|e| Error::Internal(format!("a summary cannot be sent: {e}")))?;
@@ -259,17 +258,19 @@ fn worker_summary(
     }
 }
 
-/// One step that leaves no trace: pays for lazy initialisation, and measures every rank for the first plan.
+/// Two steps that leave no trace: the first pays for lazy initialisation, which takes a hundred times as long as a small
+/// model's step; the second measures every rank for the first plan.
 fn warm_up(
     config: &Config,
     learner: &mut dyn Learner,
     communicator: &mut Communicator,
 ) -> Result<Arc<[f64]>> {
     let state = learner.save_state();
+    learner.step(Update::Local)?;
     let started = Instant::now();
     learner.step(Update::Local)?;
-    learner.load_state(&state)?;
     let mut step_seconds = started.elapsed().as_secs_f64();
+    learner.load_state(&state)?;
     if let Some(slowness) = config.slow.of(communicator.rank(), communicator.size())? {
         step_seconds += slowness.pause(step_seconds).as_secs_f64();
     }
@@ -278,29 +279,35 @@ fn warm_up(
 }
 
 /// Ranks that were started with different flags stop here, with both values named.
-fn agree_on_configuration(config: &Config, communicator: &mut Communicator) -> Result<()> {
+fn agree_on_configuration(config: &Config, transport: Arc<dyn Transport>) -> Result<()> {
+    // Over the default collective: the one that was asked for is among what may differ.
+    let options = CommunicatorOptions { timeout: config.timeout.0, ..CommunicatorOptions::default() };
+    let mut communicator = Communicator::new(transport, options)?;
     // Threads and files belong to a rank's own host.
     let common = Config { threads: None, data_dir: None, ..config.clone() }.to_toml()?;
-    let all = communicator.gather_bytes(common.as_bytes())?;
-    let lines = |bytes: &[u8]| -> Vec<String> {
-        String::from_utf8_lossy(bytes)
-            .lines()
-            .map(|line| line.split("  #").next().unwrap_or("").to_string())
-            .collect()
+    let table = |bytes: &Vec<u8>| {
+        toml::from_str::<toml::Table>(&String::from_utf8_lossy(bytes))
+            .map_err(|e| Error::Internal(format!("a rank's configuration cannot be read: {e}")))
     };
-    let first = lines(&all[0]);
-    for (rank, other) in all.iter().enumerate() {
-        let other = lines(other);
-        if first != other {
-            let missing = |from: &[String], than: &[String]| {
-                let differing: Vec<&str> =
-                    from.iter().filter(|l| !than.contains(l)).map(String::as_str).collect();
-                if differing.is_empty() { "nothing more".to_string() } else { differing.join(", ") }
-            };
+    let all: Vec<toml::Table> =
+        communicator.gather_bytes(common.as_bytes())?.iter().map(table).collect::<Result<_>>()?;
+    let value =
+        |rank: usize, key: &str| all[rank].get(key).map_or("not given".to_string(), toml::Value::to_string);
+    for rank in 1..all.len() {
+        let mut keys: Vec<&String> = all[0].keys().chain(all[rank].keys()).collect();
+        keys.sort_unstable();
+        keys.dedup();
+        let differing: Vec<String> = keys
+            .into_iter()
+            .filter(|key| value(0, key) != value(rank, key))
+            .map(|key| {
+                format!("{key} is {} on rank 0 and {} on rank {rank}", value(0, key), value(rank, key))
+            })
+            .collect();
+        if !differing.is_empty() {
             return Err(Error::Usage(format!(
-                "ranks were started with different flags: rank 0 has {}; rank {rank} has {}",
-                missing(&first, &other),
-                missing(&other, &first)
+                "ranks were started with different flags: {}",
+                differing.join("; ")
             )));
         }
     }
@@ -309,17 +316,22 @@ fn agree_on_configuration(config: &Config, communicator: &mut Communicator) -> R
 
 /// Every rank returns rank 0's error, if it has one.
 fn agree(communicator: &mut Communicator, own: Result<()>) -> Result<()> {
-    let complaint = own.as_ref().err().map(Error::to_string).unwrap_or_default();
+    let complaint =
+        own.as_ref().err().map(|error| format!("{}\n{error}", error.exit_code())).unwrap_or_default();
     let complaint = communicator.gather_bytes(complaint.as_bytes())?.swap_remove(0);
     own?;
-    match complaint.is_empty() {
-        true => Ok(()),
-        false => Err(Error::Environment(String::from_utf8_lossy(&complaint).into_owned())),
+    // Whichever rank speaks first, the job ends with rank 0's exit code.
+    match String::from_utf8_lossy(&complaint).split_once('\n') {
+        None => Ok(()),
+        Some(("2", text)) => Err(Error::Usage(text.into())),
+        Some((_, text)) => Err(Error::Environment(text.into())),
     }
 }
 
 /// Rank 0 makes the directory of the results, and writes `config.toml` into it.
 fn prepare_out(config: &Config, communicator: &mut Communicator) -> Result<PathBuf> {
+    // Everybody has data and a model by now: a rank that has not leaves no empty directory behind.
+    communicator.barrier()?;
     let mut made = Ok(PathBuf::new());
     if communicator.rank() == 0 {
         made = make_out(config);
@@ -352,7 +364,9 @@ fn make_out(config: &Config) -> Result<PathBuf> {
     std::fs::create_dir_all(&out).map_err(|e| {
         Error::file(&out, format!("cannot make the directory of the results: {e}; choose another --out"))
     })?;
-    write_atomically(&out.join("config.toml"), config.to_toml()?.as_bytes())?;
+    // Without the directory, so that the file can be given again as it is.
+    let again = Config { out: None, ..config.clone() };
+    write_atomically(&out.join("config.toml"), again.to_toml()?.as_bytes())?;
     Ok(out)
 }
 

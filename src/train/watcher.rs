@@ -5,7 +5,7 @@ use super::evaluate::{Score, evaluate};
 use super::metrics::Metrics;
 use super::report::{Line, Reporter};
 use super::summary::StoppedBy;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::learner::Learner;
 use crate::policy::{Action, Reason};
 use crate::runtime::{Activity, ExchangeReport, Observed, Observer, Step, Totals};
@@ -22,6 +22,8 @@ pub struct Signals {
     pub interrupt: Arc<AtomicBool>,
     /// SIGUSR1: finish this round and end in order.
     pub request: Arc<AtomicBool>,
+    /// Not a signal: this process has failed, so that SIGTERM shall end it at once.
+    pub failed: Arc<AtomicBool>,
 }
 
 /// The limits of a run.
@@ -106,12 +108,6 @@ impl Watcher {
         }
     }
 
-    /// Training begins now.
-    pub(super) fn restart_clock(&mut self) {
-        self.started = Instant::now();
-        self.metrics.restart_clock();
-    }
-
     /// Seconds of training, without those of evaluation.
     pub(super) fn train_seconds(&self) -> f64 {
         self.started.elapsed().as_secs_f64() - self.evaluate_seconds
@@ -134,6 +130,11 @@ impl Watcher {
         observed.clock.switch(Activity::Evaluate);
         let score = evaluate(&mut **observed.model, observed.communicator)?;
         let evaluate_seconds = observed.clock.switch(Activity::Other);
+        if !score.loss.is_finite() {
+            // The last step made the parameters useless, and no later one has noticed.
+            let (rank, step) = (observed.communicator.rank(), observed.totals.local_steps);
+            return Err(Error::Diverged { rank, step, loss: score.loss });
+        }
         self.evaluate_seconds += evaluate_seconds;
         self.last_score = Some((score, observed.totals.global_samples));
         if self.limits.meets_target(&score) && self.time_to_target_seconds.is_none() {
@@ -210,6 +211,11 @@ fn mean_loss(report: &ExchangeReport) -> f64 {
 impl<L: Learner + ?Sized> Observer<Box<L>> for Watcher {
     fn stop_wish(&mut self) -> u64 {
         self.wish()
+    }
+
+    fn began(&mut self) {
+        self.started = Instant::now();
+        self.metrics.restart_clock();
     }
 
     fn decided(&mut self, action: &Action, reason: &Reason) {

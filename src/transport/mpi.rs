@@ -7,6 +7,7 @@
 //! should end by [`abort`].
 
 mod native;
+mod speaker;
 
 use super::deadline::Backoff;
 use super::launcher::announced_ranks;
@@ -26,6 +27,7 @@ pub struct Mpi {
     rank: Rank,
     requests: Mutex<Requests>,
     native: native::NativeMpi,
+    speaker: speaker::Speaker,
     communicator: SimpleCommunicator,
     // Dropped last: ends MPI.
     _universe: mpi::environment::Universe,
@@ -99,7 +101,16 @@ impl Mpi {
         let rank = communicator.rank() as Rank;
         let peers = gather_peers(&communicator, rank, size);
         let native = native::NativeMpi::new(&communicator)?;
-        Ok(Mpi { peers, rank, requests: Mutex::default(), native, communicator, _universe: universe })
+        let speaker = speaker::Speaker::establish(&communicator, &peers, rank);
+        Ok(Mpi {
+            peers,
+            rank,
+            requests: Mutex::default(),
+            native,
+            speaker,
+            communicator,
+            _universe: universe,
+        })
     }
 
     fn requests(&self) -> MutexGuard<'_, Requests> {
@@ -142,8 +153,16 @@ impl Mpi {
 
     fn pending_peers(&self, tickets: &[Option<Ticket>]) -> Vec<Peer> {
         let requests = self.requests();
+        let is_pending = |request: &Request| {
+            let mut done = 0;
+            // SAFETY: the request belongs to a ticket that was not yet completed; this looks at it and leaves it as it is.
+            let code =
+                unsafe { ffi::MPI_Request_get_status(request.raw, &mut done, ffi::RSMPI_STATUS_IGNORE) };
+            code != ffi::MPI_SUCCESS as i32 || done == 0
+        };
+        let left = tickets.iter().flatten().map(|ticket| &requests.slots[ticket.0 as usize]);
         let mut ranks: Vec<Rank> =
-            tickets.iter().flatten().map(|ticket| requests.slots[ticket.0 as usize].peer).collect();
+            left.filter(|request| is_pending(request)).map(|request| request.peer).collect();
         ranks.sort_unstable();
         ranks.dedup();
         ranks.into_iter().map(|rank| self.peers[rank].clone()).collect()
@@ -179,13 +198,24 @@ impl Vigil {
         Vigil { backoff: Backoff::new(wait.patience, size), looked_for_the_dead: Instant::now() }
     }
 
-    fn pass_time(&mut self, rank: Rank, wait: &Wait<'_>, missing: impl FnOnce() -> Vec<Peer>) -> Result<()> {
+    fn pass_time(
+        &mut self,
+        transport: &Mpi,
+        wait: &Wait<'_>,
+        missing: impl FnOnce() -> Vec<Peer>,
+    ) -> Result<()> {
         self.backoff.pass_time();
         if !self.backoff.should_look_at_the_clock() {
             return Ok(());
         }
         if wait.deadline.has_passed() {
-            return Err(stalled(rank, missing(), wait));
+            // Whoever is missing may itself wait for a process that somebody stopped.
+            let mut missing = missing();
+            let is_stopped = |peer: &Peer| peer.process_state() == ProcessState::Stopped;
+            if !missing.iter().any(is_stopped) {
+                missing.extend(transport.peers.iter().filter(|peer| is_stopped(peer)).cloned());
+            }
+            return Err(stalled(transport.rank, missing, wait));
         }
         if self.looked_for_the_dead.elapsed() > Self::BETWEEN_LOOKS {
             self.looked_for_the_dead = Instant::now();
@@ -269,7 +299,7 @@ impl Transport for Mpi {
                 if self.test(ticket, wait)? {
                     tickets[index] = None;
                 } else {
-                    vigil.pass_time(self.rank, wait, || self.pending_peers(&tickets[index..]))?;
+                    vigil.pass_time(self, wait, || self.pending_peers(&tickets[index..]))?;
                 }
             }
         }
@@ -291,7 +321,9 @@ impl Transport for Mpi {
     }
 
     fn abort(&self, error: &Error) -> ! {
-        eprintln!("esync: {}: {error}", self.peers[self.rank]);
+        if self.speaker.may_speak(error) {
+            eprintln!("esync: {}: {error}", self.peers[self.rank]);
+        }
         abort(error.exit_code())
     }
 }

@@ -63,7 +63,9 @@ impl StateServer for PageTable {
 
     fn ask(&mut self, report: &Report) -> Result<(Reply, Reason)> {
         let now = host_clock();
-        self.rows[self.rank].update(now, report);
+        if !self.rows[self.rank].update(now, report) {
+            return Ok((Reply::Continue, Reason::Custom("the state server decides about steps only".into())));
+        }
         self.publish();
         for (rank, words) in self.page.words().chunks(ROW_WORDS).enumerate() {
             if rank != self.rank {

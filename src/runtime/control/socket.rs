@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs, UdpSocket};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -22,9 +23,9 @@ pub(super) struct Client {
 
 /// Where the server listens, and the word that lets a worker in.
 #[derive(Serialize, Deserialize)]
-struct Invitation {
-    addresses: Vec<String>,
-    token: [u8; 16],
+pub(super) struct Invitation {
+    pub(super) addresses: Vec<String>,
+    pub(super) token: [u8; 16],
 }
 
 /// The first frame on a connection.
@@ -78,7 +79,7 @@ impl StateServer for Client {
 }
 
 /// Starts the server's threads; they end when the workers hang up.
-fn serve(
+pub(super) fn serve(
     communicator: &Communicator,
     settings: &Settings,
     step_seconds: &[f64],
@@ -126,7 +127,7 @@ fn own_addresses(own: &Peer) -> Vec<std::net::IpAddr> {
     addresses
 }
 
-fn connect(invitation: &[u8], rank: Rank, timeout: Duration) -> Result<TcpStream> {
+pub(super) fn connect(invitation: &[u8], rank: Rank, timeout: Duration) -> Result<TcpStream> {
     let failed = |what: String| Error::Environment(what);
     let invitation: Invitation =
         serde_json::from_slice(invitation).map_err(|_| failed("rank 0 could not open a socket".into()))?;
@@ -162,21 +163,23 @@ struct Server {
 
 fn accept(listener: &TcpListener, server: &Arc<Server>, size: usize) {
     let deadline = Deadline::after(Duration::from_secs(60));
-    let mut welcomed = 0;
+    let welcomed = Arc::new(AtomicUsize::new(0));
     // Not blocking, so that a worker that never comes does not keep this thread for ever.
     if listener.set_nonblocking(true).is_err() {
         return;
     }
-    while welcomed < size && !deadline.has_passed() {
+    while welcomed.load(Ordering::Relaxed) < size && !deadline.has_passed() {
         match listener.accept() {
             Ok((stream, _)) => {
-                if let Ok((stream, rank)) = welcome(stream, server, size) {
-                    welcomed += 1;
-                    let server = server.clone();
-                    let name = format!("state server {rank}");
-                    let _ =
-                        std::thread::Builder::new().name(name).spawn(move || answer(stream, &server, rank));
-                }
+                let (server, welcomed) = (server.clone(), welcomed.clone());
+                // On a thread of its own from the first word: a stranger that says nothing holds up nobody.
+                let serve = move || {
+                    if let Ok((stream, rank)) = welcome(stream, &server, size) {
+                        welcomed.fetch_add(1, Ordering::Relaxed);
+                        answer(stream, &server, rank);
+                    }
+                };
+                let _ = std::thread::Builder::new().name("state server".into()).spawn(serve);
             }
             Err(_) => std::thread::sleep(Duration::from_millis(2)),
         }

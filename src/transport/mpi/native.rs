@@ -114,7 +114,7 @@ impl Native for Mpi {
                 break;
             }
             let others = || self.peers.iter().filter(|peer| peer.rank != self.rank).cloned().collect();
-            vigil.pass_time(self.rank, wait, others)?;
+            vigil.pass_time(self, wait, others)?;
         }
         if operator == Operator::Average {
             // SAFETY: the caller promised `count` valid elements, and the operation is complete.
