@@ -21,8 +21,6 @@ pub mod weights;
 #[cfg(feature = "torch")]
 pub use flat::{FlatGroupMut, FlatStore};
 pub use layout::{Layout, TensorLayout};
-#[cfg(feature = "torch")]
-pub use models::NETWORK_NAMES;
 pub use quadratic::{Quadratic, QuadraticOptions};
 pub use sgd::{Sgd, SgdOptions};
 #[cfg(feature = "torch")]
@@ -33,6 +31,9 @@ use crate::error::{Error, Result};
 use crate::policy::Update;
 use serde::{Deserialize, Serialize};
 use std::ops::{AddAssign, Range};
+
+/// The networks that are built in, by the names on the command line. (Making one needs the feature `torch`.)
+pub const NETWORK_NAMES: [&str; 5] = ["logistic", "mlp", "mlp-bn", "lenet", "lenet-bn"];
 
 /// What the runtime needs of a model: flat buffers, steps, and a share of an evaluation.
 pub trait Learner {

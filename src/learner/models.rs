@@ -18,8 +18,7 @@ use rand_chacha::ChaCha8Rng;
 use tch::nn::{self, Init, Path, SequentialT};
 use tch::{Device, Tensor};
 
-/// What [`network`] accepts.
-pub const NETWORK_NAMES: [&str; 5] = ["logistic", "mlp", "mlp-bn", "lenet", "lenet-bn"];
+pub use super::NETWORK_NAMES;
 
 const HIDDEN: i64 = 128;
 const KERNEL: i64 = 5;
