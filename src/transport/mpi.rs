@@ -141,10 +141,19 @@ impl Mpi {
         Ok(true)
     }
 
+    /// Who has not arrived. A ticket that nobody has tested yet may be complete, so each is looked at.
     fn pending_peers(&self, tickets: &[Option<Ticket>]) -> Vec<Peer> {
         let requests = self.requests();
-        let mut ranks: Vec<Rank> =
-            tickets.iter().flatten().map(|ticket| requests.slots[ticket.0 as usize].peer).collect();
+        let pending = |request: &Request| {
+            let mut done = 0;
+            // SAFETY: the request is one that was started and has not completed a test; this call does not free it.
+            let code = unsafe {
+                ffi::MPI_Request_get_status(request.raw, &mut done, ffi::RSMPI_STATUS_IGNORE)
+            };
+            code == ffi::MPI_SUCCESS as i32 && done == 0
+        };
+        let of_tickets = tickets.iter().flatten().map(|ticket| requests.slots[ticket.0 as usize]);
+        let mut ranks: Vec<Rank> = of_tickets.filter(pending).map(|request| request.peer).collect();
         ranks.sort_unstable();
         ranks.dedup();
         ranks.into_iter().map(|rank| self.peers[rank].clone()).collect()
@@ -186,7 +195,9 @@ impl Vigil {
             return Ok(());
         }
         if wait.deadline.has_passed() {
-            return Err(stalled(rank, missing(), wait));
+            let missing = missing();
+            // Empty: the last one came while we looked.
+            return if missing.is_empty() { Ok(()) } else { Err(stalled(rank, missing, wait)) };
         }
         if self.looked_for_the_dead.elapsed() > Self::BETWEEN_LOOKS {
             self.looked_for_the_dead = Instant::now();
