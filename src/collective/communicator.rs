@@ -354,6 +354,7 @@ impl Communicator {
             Some(plan) => plan.clone(),
             None => {
                 let plan = Arc::new(self.plan(&operation, count, element)?);
+                self.transport.reserve(plan.most_from_one);
                 self.plans.insert((operation, count, element), plan.clone());
                 plan
             }

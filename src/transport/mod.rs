@@ -69,6 +69,12 @@ pub trait Transport: Send + Sync {
     /// Who a rank is, for messages to people and for finding out which ranks share a host.
     fn peer(&self, rank: Rank) -> &Peer;
 
+    /// Makes room for `messages` messages in flight at once from each rank to this one, so that posting them later need
+    /// not allocate. More than that may be in flight all the same.
+    fn reserve(&self, messages: usize) {
+        let _ = messages;
+    }
+
     /// Starts sending `len` bytes to `to`.
     ///
     /// # Safety

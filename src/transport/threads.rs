@@ -111,7 +111,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Endpoint {
     fn new(size: usize) -> Self {
         Endpoint {
-            mailbox: Mutex::new(Mailbox { lanes: (0..size).map(|_| Lane::default()).collect(), ..Mailbox::default() }),
+            mailbox: Mutex::new(Mailbox { lanes: (0..size).map(|_| Lane::new()).collect(), ..Mailbox::default() }),
             completed: Condvar::new(),
             completions: AtomicU64::new(0),
             left: AtomicBool::new(false),
@@ -246,6 +246,11 @@ impl Transport for Threads {
 
     fn peer(&self, rank: Rank) -> &Peer {
         &self.world.peers[rank]
+    }
+
+    fn reserve(&self, messages: usize) {
+        // One more for the entry record of a rank that is already in the next operation.
+        lock(&self.world.endpoints[self.rank].mailbox).lanes.iter_mut().for_each(|lane| lane.reserve(messages + 1));
     }
 
     unsafe fn post_send(&self, to: Rank, tag: Tag, bytes: *const u8, len: usize) -> Result<Ticket> {
