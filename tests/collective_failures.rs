@@ -164,7 +164,11 @@ fn a_straggler_beyond_the_deadline_is_named_and_nobody_else() {
             let Err(Error::Stalled { waiting, missing, operation, .. }) = result else {
                 panic!("{collective}, rank {rank}: {result:?}")
             };
-            assert_eq!((*waiting, missing.len(), missing[0].rank), (rank, 1, ODD), "{collective}: {missing:?}");
+            assert_eq!(
+                (*waiting, missing.len(), missing[0].rank),
+                (rank, 1, ODD),
+                "{collective}: {missing:?}"
+            );
             assert!(operation.contains("all-reduce of 100 f32"), "{operation}");
         }
     }
@@ -256,7 +260,10 @@ fn seconds_with_delay(collective: &str, delay: Duration) -> f64 {
         for len in [1, 10, 1000] {
             let mut vector: Vec<i32> = (0..len).map(|index| index + communicator.rank() as i32).collect();
             communicator.all_reduce(&mut vector, Operator::Sum)?;
-            assert!((0..len).all(|index| vector[index as usize] == 4 * index + 6), "{collective}: {vector:?}");
+            assert!(
+                (0..len).all(|index| vector[index as usize] == 4 * index + 6),
+                "{collective}: {vector:?}"
+            );
         }
         Ok(started.elapsed().as_secs_f64())
     });
@@ -294,7 +301,13 @@ impl Collective for Broken {
         "broken"
     }
 
-    fn schedule(&self, operation: &Operation, topology: &Topology, rank: Rank, len: usize) -> Result<Schedule> {
+    fn schedule(
+        &self,
+        operation: &Operation,
+        topology: &Topology,
+        rank: Rank,
+        len: usize,
+    ) -> Result<Schedule> {
         let mut schedule = Ring.schedule(operation, topology, rank, len)?;
         schedule.push([self.0.clone()]);
         Ok(schedule)
@@ -312,9 +325,8 @@ fn a_schedule_that_would_touch_foreign_memory_does_not_run() {
         Step::Reduce { into: Slice::buffer(0..4), left: Slice::buffer(1..5), right: Slice::buffer(5..9) },
     ] {
         let options = CommunicatorOptions { collective: Arc::new(Broken(step)), ..options("ring") };
-        let results = try_ranks(3, &options, |communicator| {
-            communicator.all_reduce(&mut [1f32; 12], Operator::Sum)
-        });
+        let results =
+            try_ranks(3, &options, |communicator| communicator.all_reduce(&mut [1f32; 12], Operator::Sum));
         for result in results {
             let Err(Error::Internal(text)) = &result else { panic!("{result:?}") };
             assert!(text.contains("`broken`"), "{text}");

@@ -26,7 +26,11 @@ fn bits<T: Number>(values: &[T]) -> &[u8] {
 fn same<T: Number>(what: impl FnOnce() -> String, found: &[T], expected: impl Fn(usize) -> T) {
     for (index, &found) in found.iter().enumerate() {
         let expected = expected(index);
-        assert!(bits(&[found]) == bits(&[expected]), "{}: element {index} is {found:?}, not {expected:?}", what());
+        assert!(
+            bits(&[found]) == bits(&[expected]),
+            "{}: element {index} is {found:?}, not {expected:?}",
+            what()
+        );
     }
 }
 
@@ -48,7 +52,13 @@ impl Exact {
                 Operator::Min | Operator::Max => (mixed % 201) as i64 - 100,
                 // Few twos, so that 17 of them still fit the narrowest type.
                 Operator::Product if (rank + index).is_multiple_of(5) => 2,
-                Operator::Product => if mixed.is_multiple_of(2) { 1 } else { -1 },
+                Operator::Product => {
+                    if mixed.is_multiple_of(2) {
+                        1
+                    } else {
+                        -1
+                    }
+                }
             }
         };
         let column = |operator, rank| (0..len).map(|index| value(operator, rank, index)).collect();
@@ -58,7 +68,8 @@ impl Exact {
             let of_ranks = values[operator as usize].iter().map(|rank| rank[index]);
             of_ranks.reduce(|left: i64, right| left.combine(operator, right)).expect("at least one rank")
         };
-        let results = Operator::ALL.map(|operator| (0..len).map(|index| result(operator, index)).collect()).into();
+        let results =
+            Operator::ALL.map(|operator| (0..len).map(|index| result(operator, index)).collect()).into();
         Exact { n, values, results }
     }
 
@@ -88,7 +99,11 @@ impl Exact {
             let mut vector: Vec<T> = self.vector(operator, rank, len);
             let scattered = communicator.reduce_scatter(&mut vector, operator)?;
             assert_eq!(scattered.len(), own.len());
-            same(|| text("reduce-scatter", operator.name()), scattered, |i| self.result(operator, own.start + i));
+            same(
+                || text("reduce-scatter", operator.name()),
+                scattered,
+                |i| self.result(operator, own.start + i),
+            );
 
             let mut vector: Vec<T> = self.vector(operator, rank, len);
             communicator.reduce(&mut vector, operator, root)?;
@@ -219,7 +234,8 @@ fn reduce_awkward<T: Number>(communicator: &mut Communicator, len: usize) -> Res
 /// All that contracts.md, "Bits", promises, for one type.
 fn check_bits<T: Number>(n: usize, options: &CommunicatorOptions, len: usize) {
     let (collective, order) = (options.collective.name(), options.order);
-    let what = |detail: &str| format!("{collective}, order {order}, {n} ranks, {} {}, {detail}", len, T::TYPE);
+    let what =
+        |detail: &str| format!("{collective}, order {order}, {n} ranks, {} {}, {detail}", len, T::TYPE);
     let run = || on_ranks(n, options, |communicator| reduce_awkward::<T>(communicator, len));
     let results = run();
     for (rank, result) in results.iter().enumerate() {

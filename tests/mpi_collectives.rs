@@ -4,7 +4,7 @@
 mod process;
 
 use esync::collective::COLLECTIVE_NAMES;
-use process::{Finished, alone, finish, mpirun};
+use process::{Finished, alone, finish, mpirun, process_of_rank};
 use serde_json::Value;
 use std::process::Command;
 
@@ -138,7 +138,8 @@ fn the_order_of_ranks_has_the_same_bits_everywhere() {
 #[test]
 fn the_order_matters_to_the_hash() {
     let hash = |order: &str| {
-        let arguments = format!("-b 4K -e 4K -n 1 --format json --collective parameter-server --order {order}");
+        let arguments =
+            format!("-b 4K -e 4K -n 1 --format json --collective parameter-server --order {order}");
         hashes(&records(&on_threads(5, &arguments).expect(0)))
     };
     assert_ne!(hash("canonical"), hash("rank"));
@@ -165,6 +166,48 @@ fn a_process_with_another_collective_ends_with_one_message() {
     let job = format!("-n 1 {BENCH} --collective ring : -n 2 {BENCH} --collective butterfly");
     let finished = finish(&mut with(mpirun(), &job), 20).expect(1);
     assert_eq!(finished.lines_with("collective: rank 0 has ring, rank 1 has butterfly"), 1, "{finished:?}");
+}
+
+/// A job that runs until its rank 2 receives `signal`, half a second after its start.
+fn strike(signal: rustix::process::Signal) -> Finished {
+    let marker = format!("MARKED={}-{}", std::process::id(), signal.as_raw());
+    let arguments =
+        "-b 1K -e 1K -n 100000000 --seconds-per-size 60 --timeout 1s --collective parameter-server";
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let Some(victim) = process_of_rank(&marker, 2) else { return };
+            std::thread::sleep(std::time::Duration::from_millis(500));
+            // If it is gone already, the test sees another exit code.
+            let _ = rustix::process::kill_process(victim, signal);
+        });
+        let mut job = with(mpirun(), &format!("-n 4 {BENCH} {arguments}"));
+        finish(job.env("MARKED", marker.trim_start_matches("MARKED=")), 30)
+    })
+}
+
+#[test]
+fn a_stopped_process_is_named_and_nobody_else() {
+    if have_mpi() {
+        let finished = strike(rustix::process::Signal::STOP).expect(6);
+        assert_eq!(finished.lines_with(" waited 1.0 s in "), 1, "{finished:?}");
+        let line =
+            finished.stderr.lines().find(|line| line.contains(" waited 1.0 s in ")).expect("just counted");
+        assert!(
+            line.contains("for rank 2 (host ") && line.contains("the process of rank 2 is stopped"),
+            "{line}"
+        );
+        assert_eq!(line.matches("(host ").count(), 2, "the speaker and rank 2 only: {line}");
+        assert!(finished.seconds < 8.0, "{finished:?}");
+    }
+}
+
+#[test]
+fn a_killed_process_ends_the_job() {
+    if have_mpi() {
+        let finished = strike(rustix::process::Signal::KILL);
+        // mpirun may be the first to notice, and says 128 + 9 then.
+        assert!([5, 137].contains(&finished.code) && finished.seconds < 8.0, "{finished:?}");
+    }
 }
 
 #[test]
@@ -200,7 +243,11 @@ fn wrong_flags_are_said_once() {
 #[test]
 fn refusals_are_notes_unless_asked_for() {
     let finished = on_threads(3, "--op reduce -e 1K -n 1 --format json").expect(0);
-    assert_eq!(finished.lines_with("note: left out: collective `binary-blocks` refuses reduce"), 1, "{finished:?}");
+    assert_eq!(
+        finished.lines_with("note: left out: collective `binary-blocks` refuses reduce"),
+        1,
+        "{finished:?}"
+    );
     let names: Vec<String> = hashes(&records(&finished)).into_iter().map(|(name, ..)| name).collect();
     assert_eq!(names, ["ring", "parameter-server", "recursive-doubling"]);
 }

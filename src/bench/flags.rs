@@ -85,19 +85,46 @@ pub struct Flags {
     pub operator: Operator,
 
     /// Smallest vector, in bytes of one rank; K, M, G are powers of 1,024
-    #[arg(short = 'b', long, visible_alias = "minbytes", value_name = "SIZE", default_value = "1K", help_heading = "Sizes and repetitions")]
+    #[arg(
+        short = 'b',
+        long,
+        visible_alias = "minbytes",
+        value_name = "SIZE",
+        default_value = "1K",
+        help_heading = "Sizes and repetitions"
+    )]
     pub min_bytes: ByteSize,
     /// Largest vector [default: 16M, or -b if that is more]
-    #[arg(short = 'e', long, visible_alias = "maxbytes", value_name = "SIZE", help_heading = "Sizes and repetitions")]
+    #[arg(
+        short = 'e',
+        long,
+        visible_alias = "maxbytes",
+        value_name = "SIZE",
+        help_heading = "Sizes and repetitions"
+    )]
     pub max_bytes: Option<ByteSize>,
     /// Each size is this many times the one before
-    #[arg(short = 'f', long, visible_alias = "stepfactor", value_name = "FACTOR", default_value_t = 4, help_heading = "Sizes and repetitions")]
+    #[arg(
+        short = 'f',
+        long,
+        visible_alias = "stepfactor",
+        value_name = "FACTOR",
+        default_value_t = 4,
+        help_heading = "Sizes and repetitions"
+    )]
     pub step_factor: usize,
     /// Timed iterations of each size, at most
     #[arg(short = 'n', long, visible_alias = "iters", value_name = "COUNT", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..), help_heading = "Sizes and repetitions")]
     pub iterations: u32,
     /// Untimed iterations before
-    #[arg(short = 'w', long, visible_alias = "warmup_iters", value_name = "COUNT", default_value_t = 3, help_heading = "Sizes and repetitions")]
+    #[arg(
+        short = 'w',
+        long,
+        visible_alias = "warmup_iters",
+        value_name = "COUNT",
+        default_value_t = 3,
+        help_heading = "Sizes and repetitions"
+    )]
     pub warm_up: u32,
     /// Seconds after which a size ends before its last iteration
     #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "1", help_heading = "Sizes and repetitions")]

@@ -33,8 +33,13 @@ struct Case<'a, T: Number> {
 }
 
 /// Measures what `flags` ask for on vectors of `count` elements.
-pub(super) fn measure<T: Number>(communicator: &mut Communicator, flags: &Flags, count: usize) -> Result<Measurement> {
-    let contributions = Contributions::<T>::new(flags.op, flags.operator, communicator.rank(), communicator.size());
+pub(super) fn measure<T: Number>(
+    communicator: &mut Communicator,
+    flags: &Flags,
+    count: usize,
+) -> Result<Measurement> {
+    let contributions =
+        Contributions::<T>::new(flags.op, flags.operator, communicator.rank(), communicator.size());
     let mut input = FlatBuffer::new(count);
     contributions.fill(&mut input);
     let vector = input.clone();

@@ -93,7 +93,8 @@ impl<T: Number> Contributions<T> {
 
     /// How many elements of this rank's result are wrong.
     pub(super) fn wrong(&self, vector: &[T], root: Rank) -> u64 {
-        let differs = |found: &T, expected: &T| u64::from(bytemuck::bytes_of(found) != bytemuck::bytes_of(expected));
+        let differs =
+            |found: &T, expected: &T| u64::from(bytemuck::bytes_of(found) != bytemuck::bytes_of(expected));
         let against_results = |range: std::ops::Range<usize>| -> u64 {
             range.map(|index| differs(&vector[index], &self.results[index % PERIOD])).sum()
         };
@@ -106,7 +107,9 @@ impl<T: Number> Contributions<T> {
             Kind::Reduce if self.rank == root => against_results(0..vector.len()),
             Kind::Reduce => 0,
             Kind::ReduceScatter => against_results(part(vector.len(), self.n, self.rank)),
-            Kind::AllGather => (0..self.n).map(|rank| against_rank(rank, part(vector.len(), self.n, rank))).sum(),
+            Kind::AllGather => {
+                (0..self.n).map(|rank| against_rank(rank, part(vector.len(), self.n, rank))).sum()
+            }
             Kind::Broadcast => against_rank(root, 0..vector.len()),
         }
     }
@@ -124,7 +127,13 @@ fn small(operator: Operator, rank: Rank, n: usize, index: usize) -> i64 {
         }
         Operator::Min | Operator::Max => mixed as i64 % EXACT as i64,
         Operator::Product if rank < 4 && mixed & 6 == 0 => 2,
-        Operator::Product => if mixed & 1 == 0 { 1 } else { -1 },
+        Operator::Product => {
+            if mixed & 1 == 0 {
+                1
+            } else {
+                -1
+            }
+        }
     }
 }
 

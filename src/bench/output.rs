@@ -18,7 +18,8 @@ impl Output {
     pub(super) fn open(flags: &Flags) -> Result<Output> {
         let (to, name): (Box<dyn Write>, PathBuf) = match &flags.output {
             Some(path) => {
-                let file = File::create(path).map_err(|e| Error::file(path, format!("cannot be written: {e}")))?;
+                let file =
+                    File::create(path).map_err(|e| Error::file(path, format!("cannot be written: {e}")))?;
                 (Box::new(file), path.clone())
             }
             None => (Box::new(std::io::stdout()), "standard output".into()),

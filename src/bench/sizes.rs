@@ -21,7 +21,9 @@ impl FromStr for ByteSize {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let wrong = || Error::Usage(format!("`{text}` is no size: write bytes, or 1K, 1KiB, 4M, 1G (powers of 1,024)"));
+        let wrong = || {
+            Error::Usage(format!("`{text}` is no size: write bytes, or 1K, 1KiB, 4M, 1G (powers of 1,024)"))
+        };
         let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
         let (number, suffix) = text.split_at(digits);
         let number: usize = number.parse().map_err(|_| wrong())?;
@@ -79,9 +81,16 @@ mod tests {
 
     #[test]
     fn sizes_are_binary_and_nothing_else() {
-        for (text, bytes) in
-            [("0", 0), ("17", 17), ("17B", 17), ("1K", 1024), ("1k", 1024), ("1KiB", 1024), ("2 MiB", 2 << 20), ("3G", 3 << 30)]
-        {
+        for (text, bytes) in [
+            ("0", 0),
+            ("17", 17),
+            ("17B", 17),
+            ("1K", 1024),
+            ("1k", 1024),
+            ("1KiB", 1024),
+            ("2 MiB", 2 << 20),
+            ("3G", 3 << 30),
+        ] {
             assert_eq!(text.parse::<ByteSize>().map(|size| size.0).ok(), Some(bytes), "{text}");
         }
         for text in ["", "K", "1.5K", "-1", "1KB", "1X", "1iB", "99999999999G"] {

@@ -5,7 +5,8 @@ use super::output::Output;
 use super::record::bus_factor;
 use super::{ByteSize, Flags, Record, Times, sweep_of};
 use crate::collective::{
-    COLLECTIVE_NAMES, Collective, Communicator, CommunicatorOptions, Native, Operation, Topology, collective_by_name,
+    COLLECTIVE_NAMES, Collective, Communicator, CommunicatorOptions, Native, Operation, Topology,
+    collective_by_name,
 };
 use crate::error::{Error, Result};
 use crate::reduce::ElementType;
@@ -114,7 +115,11 @@ impl<'a> Sweep<'a> {
             }
         }
         if communicators.is_empty() {
-            return Err(Error::Usage(format!("no collective does {} of {}", self.operation(), self.flags.element)));
+            return Err(Error::Usage(format!(
+                "no collective does {} of {}",
+                self.operation(),
+                self.flags.element
+            )));
         }
         if let Some(output) = &mut output {
             output.end(self.flags.check.then_some(outcome.wrong))?;
@@ -146,7 +151,13 @@ impl<'a> Sweep<'a> {
         }
     }
 
-    fn record(&self, name: &str, transport: &dyn Transport, count: usize, mut measured: Measurement) -> Record {
+    fn record(
+        &self,
+        name: &str,
+        transport: &dyn Transport,
+        count: usize,
+        mut measured: Measurement,
+    ) -> Record {
         let flags = self.flags;
         let bytes = count * flags.element.size();
         let time_us = Times::of(&mut measured.seconds);

@@ -2,9 +2,8 @@
 
 use clap::Parser;
 use esync::bench::{Flags, bench};
-use esync::transport::announced_rank;
+use esync::transport::speak_in_turn;
 use std::process::ExitCode;
-use std::time::Duration;
 
 /// Measure collectives, and check every element of their results.
 ///
@@ -33,9 +32,4 @@ fn main() -> ExitCode {
             ExitCode::from(error.exit_code() as u8)
         }
     }
-}
-
-/// Errors that every process of a job makes alike are printed by the first: when it ends, the launcher ends the others.
-fn speak_in_turn() {
-    std::thread::sleep(Duration::from_millis(500) * announced_rank().min(10) as u32);
 }

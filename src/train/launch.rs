@@ -74,7 +74,7 @@ fn run_mpi<R>(slow_links: &SlowLinks, body: impl Fn(Arc<dyn Transport>) -> Resul
         }
         Err(error) => Err((Arc::new(transport) as Arc<dyn Transport>, error)),
     };
-    result.map_err(|(transport, error)| end_the_job(&*transport, rank, &error))
+    result.map_err(|(transport, error)| transport.abort(&error))
 }
 
 #[cfg(not(feature = "mpi"))]
@@ -84,20 +84,6 @@ fn run_mpi<R>(_: &SlowLinks, _: impl Fn(Arc<dyn Transport>) -> Result<R>) -> Res
     });
     Err(Error::Environment(format!("{why}, but this program was built without the feature `mpi`")))
 }
-
-/// Prints from one rank only, as far as that can be had without the others' help.
-#[cfg(feature = "mpi")]
-fn end_the_job(transport: &dyn Transport, rank: Rank, error: &Error) -> ! {
-    // A rank's own failure is printed at once. What every rank sees alike, the lowest one prints: its abort ends the
-    // others while they are still waiting here.
-    if error.concerns_all() {
-        std::thread::sleep(BETWEEN_RANKS * (rank as u32).min(10));
-    }
-    transport.abort(error)
-}
-
-#[cfg(feature = "mpi")]
-const BETWEEN_RANKS: Duration = Duration::from_millis(250);
 
 /// The error to show of a group of threads: a rank's own failure rather than the others' loss of that rank.
 pub fn first_failure<R>(results: Vec<Result<R>>) -> Result<Vec<R>> {

@@ -18,7 +18,7 @@ pub mod threads;
 
 pub use deadline::{Deadline, Patience, Wait};
 pub use delayed::Delayed;
-pub use launcher::{announced_rank, announced_ranks};
+pub use launcher::{announced_rank, announced_ranks, speak_in_turn};
 pub use page::{SharedPage, host_clock};
 pub use peer::{Peer, host_name};
 pub(crate) use peer::stalled;

@@ -303,10 +303,17 @@ impl Transport for Mpi {
     }
 
     fn abort(&self, error: &Error) -> ! {
+        // A rank's own failure is printed at once. What every rank sees alike, the lowest one prints: its abort ends the
+        // others while they are still waiting here.
+        if error.concerns_all() {
+            std::thread::sleep(BETWEEN_RANKS * (self.rank as u32).min(10));
+        }
         eprintln!("esync: {}: {error}", self.peers[self.rank]);
         abort(error.exit_code())
     }
 }
+
+const BETWEEN_RANKS: Duration = Duration::from_millis(250);
 
 fn message_count(len: usize) -> Result<i32> {
     i32::try_from(len).map_err(|_| Error::Internal(format!("a message of {len} bytes was not cut into segments")))

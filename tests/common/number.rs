@@ -35,10 +35,34 @@ macro_rules! combine_floats {
             Operator::Sum | Operator::Average => left + right,
             Operator::Product => left * right,
             _ if left.is_nan() || right.is_nan() => $float::NAN,
-            Operator::Min if left == right => if left.is_sign_negative() { left } else { right },
-            Operator::Max if left == right => if left.is_sign_negative() { right } else { left },
-            Operator::Min => if left < right { left } else { right },
-            Operator::Max => if left > right { left } else { right },
+            Operator::Min if left == right => {
+                if left.is_sign_negative() {
+                    left
+                } else {
+                    right
+                }
+            }
+            Operator::Max if left == right => {
+                if left.is_sign_negative() {
+                    right
+                } else {
+                    left
+                }
+            }
+            Operator::Min => {
+                if left < right {
+                    left
+                } else {
+                    right
+                }
+            }
+            Operator::Max => {
+                if left > right {
+                    left
+                } else {
+                    right
+                }
+            }
         };
         if result.is_nan() { $float::NAN } else { result }
     }};

@@ -20,7 +20,11 @@ impl Finished {
     /// Panics with all that was printed if the exit code is another.
     #[track_caller]
     pub(crate) fn expect(self, code: i32) -> Self {
-        assert_eq!(self.code, code, "after {:.1} s\n--- stdout\n{}\n--- stderr\n{}", self.seconds, self.stdout, self.stderr);
+        assert_eq!(
+            self.code, code,
+            "after {:.1} s\n--- stdout\n{}\n--- stderr\n{}",
+            self.seconds, self.stdout, self.stderr
+        );
         self
     }
 
@@ -76,6 +80,24 @@ pub(crate) fn finish(command: &mut Command, limit: u64) -> Finished {
     };
     let code = status.code().or(status.signal().map(|signal| 128 + signal)).unwrap_or(-1);
     Finished { code, stdout, stderr, seconds }
+}
+
+/// The process of a rank of the job that was started with `marker` in its environment, once it runs.
+pub(crate) fn process_of_rank(marker: &str, rank: usize) -> Option<rustix::process::Pid> {
+    let rank = format!("OMPI_COMM_WORLD_RANK={rank}");
+    let until = Instant::now() + Duration::from_secs(10);
+    while Instant::now() < until {
+        for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let environment = std::fs::read(entry.path().join("environ")).unwrap_or_default();
+            let has =
+                |wanted: &str| environment.split(|&byte| byte == 0).any(|entry| entry == wanted.as_bytes());
+            if has(marker) && has(&rank) {
+                return entry.file_name().to_str()?.parse().ok().and_then(rustix::process::Pid::from_raw);
+            }
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    None
 }
 
 fn read_all(mut from: impl Read + Send + 'static) -> std::thread::JoinHandle<String> {
