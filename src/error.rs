@@ -68,10 +68,7 @@ pub enum Error {
     },
 
     /// A deadline passed.
-    #[error(
-        "rank {waiting} waited {seconds:.1} s in {operation} for {}: {hint}",
-        list_peers(missing)
-    )]
+    #[error("rank {waiting} waited {seconds:.1} s in {operation} for {}: {hint}", list_peers(missing))]
     Stalled {
         /// The rank that waited.
         waiting: Rank,
@@ -86,7 +83,9 @@ pub enum Error {
     },
 
     /// The loss or the parameters stopped being numbers.
-    #[error("rank {rank} diverged: its loss is {loss} at local step {step}; lower the learning rate, or look at the data of that rank")]
+    #[error(
+        "rank {rank} diverged: its loss is {loss} at local step {step}; lower the learning rate, or look at the data of that rank"
+    )]
     Diverged {
         /// The first rank on which it happened.
         rank: Rank,

@@ -21,7 +21,11 @@ pub mod learner;
 pub mod policy;
 pub mod reduce;
 pub mod runtime;
+#[cfg(feature = "torch")]
+mod synchronizer;
 pub mod train;
 pub mod transport;
 
 pub use error::{Error, Result};
+#[cfg(feature = "torch")]
+pub use synchronizer::{Mode, Synchronized, Synchronizer, SynchronizerOptions};

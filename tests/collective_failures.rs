@@ -9,7 +9,7 @@ use esync::collective::{Collective, Operation, Schedule, Slice, Step, Topology};
 use esync::reduce::Operator;
 use esync::transport::{Delayed, Rank, Transport, threads};
 use esync::{Error, Result};
-use ranks::{on_ranks, options, ordered, try_ranks};
+use ranks::{on_ranks, options, try_ranks};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -110,7 +110,10 @@ fn kinds_that_differ() {
 fn orders_that_differ() {
     check_mismatch(
         &["order", "canonical", "rank"],
-        |rank| ordered("parameter-server", if rank == ODD { Order::Rank } else { Order::Canonical }),
+        |rank| {
+            let order = if rank == ODD { Order::Rank } else { Order::Canonical };
+            CommunicatorOptions { order, ..options("parameter-server") }
+        },
         |communicator, _| communicator.all_reduce(&mut [1f32; 8], Operator::Sum),
     );
 }

@@ -13,10 +13,15 @@ use esync::reduce::Operator;
 use half::{bf16, f16};
 use number::{Number, canonical, left_to_right, mixed};
 use proptest::prelude::*;
-use ranks::{on_ranks, options, ordered, try_ranks};
+use ranks::{on_ranks, options, try_ranks};
 
 const RANKS: std::ops::RangeInclusive<usize> = 1..=17;
 const ORDERS: [Order; 4] = [Order::Auto, Order::Canonical, Order::Rank, Order::Fastest];
+
+/// Options of a communicator with an order.
+fn ordered(collective: &str, order: Order) -> CommunicatorOptions {
+    CommunicatorOptions { order, ..options(collective) }
+}
 
 fn bits<T: Number>(values: &[T]) -> &[u8] {
     bytemuck::cast_slice(values)

@@ -24,8 +24,14 @@ fn assert_stratified(dataset: &Dataset) {
         assert!((test[class] as f64 - expected).abs() <= 1.0, "class {class}: {} of {expected}", test[class]);
     }
     let count = dataset.train.pixels.len() as f64;
-    let moment = |power| dataset.train.pixels.iter().map(|&pixel| f64::from(pixel).powi(power)).sum::<f64>() / count;
-    assert!(moment(1).abs() < 1e-6 && (moment(2) - 1.0).abs() < 1e-6, "standardised: {} {}", moment(1), moment(2));
+    let moment =
+        |power| dataset.train.pixels.iter().map(|&pixel| f64::from(pixel).powi(power)).sum::<f64>() / count;
+    assert!(
+        moment(1).abs() < 1e-6 && (moment(2) - 1.0).abs() < 1e-6,
+        "standardised: {} {}",
+        moment(1),
+        moment(2)
+    );
     let image_len = dataset.image_len();
     for samples in [&dataset.train, &dataset.test] {
         assert_eq!(samples.pixels.len(), samples.len() * image_len);

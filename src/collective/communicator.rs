@@ -3,7 +3,9 @@
 use super::entry::{EntryRoom, Header};
 use super::executor::{self, Workspace};
 use super::plan::Plan;
-use super::{Collective, Entry, Kind, Member, Native, Operation, Order, ParameterServer, Topology, part, verify};
+use super::{
+    Collective, Entry, Kind, Member, Native, Operation, Order, ParameterServer, Topology, part, verify,
+};
 use crate::error::{Error, Result};
 use crate::reduce::{Element, ElementType, Operator, scale_for_average};
 use crate::transport::{Deadline, Patience, Rank, Transport, Wait};
@@ -186,7 +188,11 @@ impl Communicator {
     ///
     /// # Errors
     /// As [`all_reduce`](Self::all_reduce).
-    pub fn reduce_scatter<'b, T: Element>(&mut self, buffer: &'b mut [T], operator: Operator) -> Result<&'b mut [T]> {
+    pub fn reduce_scatter<'b, T: Element>(
+        &mut self,
+        buffer: &'b mut [T],
+        operator: Operator,
+    ) -> Result<&'b mut [T]> {
         self.call(Kind::ReduceScatter, 0, buffer, operator)?;
         let own = part(buffer.len(), self.size(), self.rank());
         Ok(&mut buffer[own])
@@ -289,7 +295,13 @@ impl Communicator {
         }
     }
 
-    fn call<T: Element>(&mut self, kind: Kind, root: Rank, buffer: &mut [T], operator: Operator) -> Result<()> {
+    fn call<T: Element>(
+        &mut self,
+        kind: Kind,
+        root: Rank,
+        buffer: &mut [T],
+        operator: Operator,
+    ) -> Result<()> {
         if root >= self.size() {
             return Err(Error::Usage(format!("root {root} does not exist: there are {} ranks", self.size())));
         }
@@ -335,7 +347,13 @@ impl Communicator {
         })
     }
 
-    fn run(&mut self, operation: Operation, element: ElementType, operator: Operator, bytes: &mut [u8]) -> Result<()> {
+    fn run(
+        &mut self,
+        operation: Operation,
+        element: ElementType,
+        operator: Operator,
+        bytes: &mut [u8],
+    ) -> Result<()> {
         let count = bytes.len() / element.size();
         let label = Label {
             operation: Some(operation),
@@ -368,7 +386,11 @@ impl Communicator {
                 Kind::ReduceScatter => part(count, size, self.rank()),
                 _ => 0..count,
             };
-            scale_for_average(element, &mut bytes[own.start * element.size()..own.end * element.size()], size);
+            scale_for_average(
+                element,
+                &mut bytes[own.start * element.size()..own.end * element.size()],
+                size,
+            );
         }
         Ok(())
     }
@@ -381,7 +403,8 @@ impl Communicator {
         count: usize,
         wait: &Wait<'_>,
     ) -> Result<()> {
-        let native = self.transport.native().ok_or_else(|| Error::Internal("native was checked before".into()))?;
+        let native =
+            self.transport.native().ok_or_else(|| Error::Internal("native was checked before".into()))?;
         // SAFETY: the slice holds `count` elements and is ours for the call.
         let result = unsafe { native.all_reduce(bytes.as_mut_ptr(), count, element, operator, wait) };
         if let Err(error @ (Error::Stalled { .. } | Error::PeerLost { .. })) = &result
@@ -399,9 +422,8 @@ impl Communicator {
     }
 
     fn plan(&self, operation: &Operation, count: usize, element: ElementType) -> Result<Plan> {
-        let schedule = |collective: &dyn Collective| {
-            collective.schedule(operation, &self.topology, self.rank(), count)
-        };
+        let schedule =
+            |collective: &dyn Collective| collective.schedule(operation, &self.topology, self.rank(), count);
         let schedule = match schedule(&*self.options.collective) {
             Err(Error::Refused { .. }) if operation.kind != Kind::AllReduce => {
                 schedule(&ParameterServer { servers: None })
@@ -412,7 +434,9 @@ impl Communicator {
         // their places, no two writers of one range. What needs the other ranks' schedules is the verifier's.
         let collective = self.options.collective.name();
         verify::check_stages(&schedule, self.rank(), self.size(), count).map_err(|flaw| {
-            Error::Internal(format!("the schedule of `{collective}` for {operation} of {count} elements: {flaw}"))
+            Error::Internal(format!(
+                "the schedule of `{collective}` for {operation} of {count} elements: {flaw}"
+            ))
         })?;
         Ok(Plan::new(&schedule, element.size(), self.options.segment_bytes))
     }

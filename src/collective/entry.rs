@@ -182,14 +182,17 @@ impl Agreed {
             return Some(format!("rank {rank} runs another version of esync, or sent garbage"));
         }
         let kind = |r: &Agreed| Kind::ALL.get(r.kind as usize).map_or("barrier".into(), Kind::to_string);
-        let element = |r: &Agreed| ElementType::ALL.get(r.element as usize).map_or("?", |e| e.name()).to_string();
-        let operator = |r: &Agreed| Operator::ALL.get(r.operator as usize).map_or("?", |o| o.name()).to_string();
+        let element =
+            |r: &Agreed| ElementType::ALL.get(r.element as usize).map_or("?", |e| e.name()).to_string();
+        let operator =
+            |r: &Agreed| Operator::ALL.get(r.operator as usize).map_or("?", |o| o.name()).to_string();
         let order = |r: &Agreed| ORDERS.get(r.order as usize).map_or("?".into(), Order::to_string);
         let name = |r: &Agreed| {
             let end = r.collective.iter().position(|&byte| byte == 0).unwrap_or(r.collective.len());
             String::from_utf8_lossy(&r.collective[..end]).into_owned()
         };
-        let fields: [(&str, &dyn Fn(&Agreed) -> String); 9] = [
+        type Show<'a> = &'a dyn Fn(&Agreed) -> String;
+        let fields: [(&str, Show<'_>); 9] = [
             ("operation number", &|r| r.sequence.to_string()),
             ("operation", &kind),
             ("element count", &|r| r.count.to_string()),
@@ -200,9 +203,10 @@ impl Agreed {
             ("collective", &name),
             ("segment bytes", &|r| r.segment_bytes.to_string()),
         ];
-        fields.iter().find(|(_, show)| show(self) != show(other)).map(|(name, show)| {
-            format!("{name}: rank 0 has {}, rank {rank} has {}", show(self), show(other))
-        })
+        fields
+            .iter()
+            .find(|(_, show)| show(self) != show(other))
+            .map(|(name, show)| format!("{name}: rank 0 has {}, rank {rank} has {}", show(self), show(other)))
     }
 }
 

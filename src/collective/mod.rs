@@ -195,7 +195,13 @@ pub trait Collective: Send + Sync {
     ///
     /// # Errors
     /// `Refused` with the reason.
-    fn schedule(&self, operation: &Operation, topology: &Topology, rank: Rank, len: usize) -> Result<Schedule>;
+    fn schedule(
+        &self,
+        operation: &Operation,
+        topology: &Topology,
+        rank: Rank,
+        len: usize,
+    ) -> Result<Schedule>;
 
     /// The error for something that this algorithm cannot do.
     fn refuse(&self, operation: &Operation, reason: impl Into<String>) -> Error

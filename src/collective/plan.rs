@@ -105,10 +105,13 @@ impl Plan {
                 Place::Buffer => (false, 0),
                 Place::Scratch(number) => (true, offsets[number]),
             };
-            Region { in_scratch, start: base + slice.range.start * element_size, len: slice.len() * element_size }
+            Region {
+                in_scratch,
+                start: base + slice.range.start * element_size,
+                len: slice.len() * element_size,
+            }
         };
-        let mut plan =
-            Plan {
+        let mut plan = Plan {
             stages: Vec::new(),
             scratch_bytes,
             bytes_sent: 0,
@@ -121,14 +124,17 @@ impl Plan {
             for step in &stage.steps {
                 match step {
                     Step::Send { to, from } => planned.add_message(*to, true, region(from), segment_bytes),
-                    Step::Recv { from, into } => planned.add_message(*from, false, region(into), segment_bytes),
+                    Step::Recv { from, into } => {
+                        planned.add_message(*from, false, region(into), segment_bytes)
+                    }
                     Step::Copy { .. } | Step::Reduce { .. } => {}
                 }
             }
             for step in &stage.steps {
                 match step {
                     Step::Copy { into, from } => {
-                        planned.add_local(Work::Copy { into: region(into), from: region(from) }, segment_bytes);
+                        planned
+                            .add_local(Work::Copy { into: region(into), from: region(from) }, segment_bytes);
                     }
                     Step::Reduce { into, left, right } => {
                         let work =

@@ -28,7 +28,7 @@
 //! While a slice of a buffer is borrowed, do not use the model: libtorch does not know of the borrow. Borrow, exchange,
 //! let go, and go on training.
 
-use super::Layout;
+use super::{FlatSlice, Layout, Model};
 use crate::error::{Error, Result};
 use crate::reduce::{Element, ElementType};
 use std::collections::BTreeMap;
@@ -171,6 +171,39 @@ impl FlatGroupMut<'_> {
     pub fn gradients_as<T: Element>(&mut self) -> Option<&mut [T]> {
         let gradients = self.group.gradients.as_mut().filter(|_| T::TYPE == self.group.element_type);
         gradients.map(elements_mut)
+    }
+}
+
+impl Model for FlatStore {
+    fn groups(&self) -> usize {
+        self.groups.len()
+    }
+
+    fn trainable(&self, group: usize) -> usize {
+        self.groups[group].layout.trainable
+    }
+
+    fn parameters(&mut self, group: usize) -> FlatSlice<'_> {
+        let group = &mut self.groups[group];
+        slice(group.element_type, &mut group.values)
+    }
+
+    fn gradient(&mut self, group: usize) -> Option<FlatSlice<'_>> {
+        let group = &mut self.groups[group];
+        group.gradients.as_mut().map(|gradients| slice(group.element_type, gradients))
+    }
+
+    /// Does nothing: the store's owner calls its own optimiser.
+    fn apply_gradient(&mut self) {}
+}
+
+fn slice(element_type: ElementType, values: &mut Tensor) -> FlatSlice<'_> {
+    match element_type {
+        ElementType::F64 => FlatSlice::F64(elements_mut(values)),
+        ElementType::F16 => FlatSlice::F16(elements_mut(values)),
+        ElementType::BF16 => FlatSlice::BF16(elements_mut(values)),
+        // The other types never make a group: `element_type` below knows floats only.
+        _ => FlatSlice::F32(elements_mut(values)),
     }
 }
 

@@ -10,6 +10,7 @@
 #[cfg(feature = "torch")]
 pub mod flat;
 mod layout;
+mod model;
 #[cfg(feature = "torch")]
 pub mod models;
 mod quadratic;
@@ -21,6 +22,7 @@ pub mod weights;
 #[cfg(feature = "torch")]
 pub use flat::{FlatGroupMut, FlatStore};
 pub use layout::{Layout, TensorLayout};
+pub use model::{FlatSlice, Model};
 pub use quadratic::{Quadratic, QuadraticOptions};
 pub use sgd::{Sgd, SgdOptions};
 #[cfg(feature = "torch")]
@@ -32,7 +34,7 @@ use crate::policy::Update;
 use serde::{Deserialize, Serialize};
 use std::ops::{AddAssign, Range};
 
-/// The networks that are built in, by the names on the command line. (Making one needs the feature `torch`.)
+/// The networks that come with the library (built with the feature `torch`).
 pub const NETWORK_NAMES: [&str; 5] = ["logistic", "mlp", "mlp-bn", "lenet", "lenet-bn"];
 
 /// What the runtime needs of a model: flat buffers, steps, and a share of an evaluation.

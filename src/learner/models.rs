@@ -11,14 +11,13 @@
 //! Weights and biases start uniform in ±1/√(inputs), as PyTorch's do, out of our own generator: the same on every rank
 //! and machine, whatever libtorch's global generator has been used for.
 
+use super::NETWORK_NAMES;
 use crate::data::Dataset;
 use crate::data::random::{generator, symmetric};
 use crate::error::{Error, Result};
 use rand_chacha::ChaCha8Rng;
 use tch::nn::{self, Init, Path, SequentialT};
 use tch::{Device, Tensor};
-
-pub use super::NETWORK_NAMES;
 
 const HIDDEN: i64 = 128;
 const KERNEL: i64 = 5;

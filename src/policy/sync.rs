@@ -21,6 +21,24 @@ use super::{Action, ExchangeId, Fragment, Install, Payload, Reason, Update, Work
 #[derive(Debug, Clone, Default)]
 pub struct SyncWorker {
     round: u64,
+    averages_deltas: bool,
+}
+
+impl SyncWorker {
+    /// The same for loops whose optimiser this library does not call: the local optimiser takes its step, and then the
+    /// *deltas* are averaged. With plain SGD that is the same; an optimiser with state (momentum, Adam) builds it from the
+    /// worker's own gradients instead of the mean's.
+    pub fn averaging_deltas() -> Self {
+        SyncWorker { averages_deltas: true, ..SyncWorker::default() }
+    }
+
+    fn step(&self) -> Action {
+        Action::Step { update: if self.averages_deltas { Update::Local } else { Update::Deferred } }
+    }
+
+    fn payload(&self) -> Payload {
+        if self.averages_deltas { Payload::Delta } else { Payload::Gradient }
+    }
 }
 
 impl WorkerPolicy for SyncWorker {
@@ -32,9 +50,9 @@ impl WorkerPolicy for SyncWorker {
         let exchange = ExchangeId(self.round);
         let fragment = Fragment::Whole;
         match event {
-            WorkerEvent::Started { .. } => (Action::Step { update: Update::Deferred }, Reason::Started),
+            WorkerEvent::Started { .. } => (self.step(), Reason::Started),
             WorkerEvent::Stepped { .. } => {
-                (Action::Begin { exchange, fragment, payload: Payload::Gradient }, Reason::EveryStep)
+                (Action::Begin { exchange, fragment, payload: self.payload() }, Reason::EveryStep)
             }
             WorkerEvent::Begun { exchange: begun } if begun == exchange => {
                 (Action::Finish { exchange, fragment, install: Install::Rebase }, Reason::ExchangeBegun)
@@ -44,7 +62,7 @@ impl WorkerPolicy for SyncWorker {
                     return (Action::Stop, Reason::Agreed);
                 }
                 self.round += 1;
-                (Action::Step { update: Update::Deferred }, Reason::RoundBegins { round: self.round })
+                (self.step(), Reason::RoundBegins { round: self.round })
             }
             WorkerEvent::StopRequested => (Action::Stop, Reason::StopRequested),
             other => (Action::Stop, Reason::unexpected(&other)),

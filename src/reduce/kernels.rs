@@ -250,7 +250,11 @@ mod tests {
         reduce_into(
             T::TYPE,
             operator,
-            Target::Separate { into: cast_slice_mut(&mut into), left: cast_slice(&[left]), right: cast_slice(&[right]) },
+            Target::Separate {
+                into: cast_slice_mut(&mut into),
+                left: cast_slice(&[left]),
+                right: cast_slice(&[right]),
+            },
         );
         reduce_into(
             T::TYPE,

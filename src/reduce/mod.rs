@@ -34,8 +34,7 @@ pub enum ElementType {
 
 impl ElementType {
     /// Every type.
-    pub const ALL: [ElementType; 6] =
-        [Self::F32, Self::F64, Self::I32, Self::I64, Self::F16, Self::BF16];
+    pub const ALL: [ElementType; 6] = [Self::F32, Self::F64, Self::I32, Self::I64, Self::F16, Self::BF16];
 
     /// Bytes per element.
     pub fn size(self) -> usize {

@@ -1,9 +1,9 @@
 //! One exchange: weigh, all-reduce, apply.
 
-use super::model::{FlatSlice, Model};
 use crate::buffer::FlatBuffer;
 use crate::collective::Communicator;
 use crate::error::{Error, Result};
+use crate::learner::{FlatSlice, Model};
 use crate::policy::{Float, Install, Outer, OuterOptimiser, Payload, Replica, Weighting};
 use crate::reduce::Operator;
 use half::{bf16, f16};

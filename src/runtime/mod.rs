@@ -5,12 +5,10 @@
 
 mod control;
 mod exchange;
-mod model;
 mod stopwatch;
 mod worker;
 
 pub use control::{Established, Mechanism, StateServer, establish};
 pub use exchange::{Exchange, ExchangeOptions};
-pub use model::{FlatSlice, Model};
 pub use stopwatch::{Activity, Stopwatch};
-pub use worker::{ExchangeReport, Next, Observer, Observed, Silent, Step, Totals, Worker};
+pub use worker::{ExchangeReport, Next, Observed, Observer, Silent, Step, Totals, Worker};

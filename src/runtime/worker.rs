@@ -2,13 +2,13 @@
 
 use super::control::StateServer;
 use super::exchange::{Exchange, ExchangeOptions};
-use super::model::Model;
 use super::stopwatch::{Activity, Stopwatch};
 use crate::collective::{Communicator, Member};
 use crate::error::{Error, Result};
+use crate::learner::Model;
 use crate::policy::{
-    Action, ExchangeId, Install, LocalSteps, MemberReport, Payload, Reason, Smoothed, Update, WorkerEvent, WorkerPolicy,
-    weights,
+    Action, ExchangeId, Install, LocalSteps, MemberReport, Payload, Reason, Smoothed, Update, WorkerEvent,
+    WorkerPolicy, weights,
 };
 use crate::reduce::Operator;
 use std::sync::Arc;
@@ -220,7 +220,8 @@ impl Worker {
         if stop {
             return self.drive(WorkerEvent::StopRequested, model, observer);
         }
-        let event = WorkerEvent::Stepped { step_seconds: step.seconds, samples: step.samples, loss: step.loss };
+        let event =
+            WorkerEvent::Stepped { step_seconds: step.seconds, samples: step.samples, loss: step.loss };
         self.drive(event, model, observer)
     }
 
@@ -294,7 +295,9 @@ impl Worker {
                     self.pending = Some(Pending { exchange, payload });
                     WorkerEvent::Begun { exchange }
                 }
-                Action::Finish { exchange, install, .. } => self.finish(exchange, install, model, observer)?,
+                Action::Finish { exchange, install, .. } => {
+                    self.finish(exchange, install, model, observer)?
+                }
                 Action::Push { .. } | Action::Pull { .. } | Action::Wait => {
                     return Err(self.cannot("use a parameter server: there is none"));
                 }
@@ -324,7 +327,8 @@ impl Worker {
         let entry = self.communicator.enter(self.exchange.count(), Operator::Sum, own)?;
         let members: Arc<[MemberReport]> = entry.members.iter().enumerate().map(member_report).collect();
         let stop_wish = entry.members.iter().map(|member| member.flags).max().unwrap_or_default();
-        let least_transfer = entry.members.iter().map(|member| member.transfer_seconds).fold(f64::MAX, f64::min);
+        let least_transfer =
+            entry.members.iter().map(|member| member.transfer_seconds).fold(f64::MAX, f64::min);
         let wait_seconds = self.clock.switch(Activity::Exchange);
 
         for member in members.iter() {

@@ -176,7 +176,9 @@ impl Config {
             )));
         }
         if let Some(servers) = self.servers.filter(|servers| !(1..=size).contains(servers)) {
-            return Err(Error::Usage(format!("--servers is {servers}; with {size} ranks it must be 1 to {size}")));
+            return Err(Error::Usage(format!(
+                "--servers is {servers}; with {size} ranks it must be 1 to {size}"
+            )));
         }
         Ok(())
     }
@@ -228,12 +230,14 @@ impl Config {
     /// `Training` if a value cannot be written as TOML.
     pub fn to_toml(&self) -> Result<String> {
         let table = |config: &Config| {
-            toml::Table::try_from(config).map_err(|e| Error::Training(format!("cannot write the configuration: {e}")))
+            toml::Table::try_from(config)
+                .map_err(|e| Error::Training(format!("cannot write the configuration: {e}")))
         };
         let defaults = table(&Config::resolve(Flags::default())?)?;
         let mut text = String::from("# What ran. Give it again with --config.\n");
         for (key, value) in table(self)? {
-            let note = if defaults.get(&key) == Some(&value) { "" } else { "  # set by flag, environment or file" };
+            let note =
+                if defaults.get(&key) == Some(&value) { "" } else { "  # set by flag, environment or file" };
             if value.as_str() != Some("") {
                 text.push_str(&format!("{key} = {value}{note}\n"));
             }
@@ -281,6 +285,9 @@ mod tests {
         check(Flags { batch_size: Some(0), ..Flags::default() }, "--batch-size is 0");
         check(Flags { servers: Some(2), ..Flags::default() }, "--collective parameter-server");
         check(Flags { target_accuracy: Some(95.0), ..Flags::default() }, "--target-accuracy is 95");
-        check(Flags { mode: Some("sync".into()), global_lr: Some(2.0), ..Flags::default() }, "averages gradients");
+        check(
+            Flags { mode: Some("sync".into()), global_lr: Some(2.0), ..Flags::default() },
+            "averages gradients",
+        );
     }
 }

@@ -12,7 +12,10 @@ pub(super) struct Score {
 }
 
 /// All ranks call it with identical parameters.
-pub(super) fn evaluate(learner: &mut (impl Learner + ?Sized), communicator: &mut Communicator) -> Result<Score> {
+pub(super) fn evaluate(
+    learner: &mut (impl Learner + ?Sized),
+    communicator: &mut Communicator,
+) -> Result<Score> {
     communicator.barrier()?;
     let share = learner.evaluate(communicator.rank(), communicator.size())?;
     let own = Member {

@@ -52,8 +52,9 @@ pub struct Seconds(pub Duration);
 impl std::str::FromStr for Seconds {
     type Err = Error;
     fn from_str(text: &str) -> Result<Self> {
-        let duration = humantime::parse_duration(text)
-            .map_err(|_| Error::Usage(format!("`{text}` is no duration: write a unit, such as 30s or 500ms")))?;
+        let duration = humantime::parse_duration(text).map_err(|_| {
+            Error::Usage(format!("`{text}` is no duration: write a unit, such as 30s or 500ms"))
+        })?;
         if duration.is_zero() {
             return Err(Error::Usage("a duration of zero would end at once".into()));
         }
@@ -99,7 +100,13 @@ pub struct Flags {
     #[arg(short, long, env = "ESYNC_MODE", value_parser = names(&MODE_NAMES), help_heading = "Synchronisation")]
     pub mode: Option<String>,
     /// Upper bound of local steps in a round [default: none]
-    #[arg(long, env = "ESYNC_MAX_LOCAL_STEPS", value_name = "STEPS", help_heading = "Synchronisation", hide_short_help = true)]
+    #[arg(
+        long,
+        env = "ESYNC_MAX_LOCAL_STEPS",
+        value_name = "STEPS",
+        help_heading = "Synchronisation",
+        hide_short_help = true
+    )]
     pub max_local_steps: Option<u64>,
     /// How deltas are weighed: uniform, samples, shard, steps [default: uniform]
     #[arg(long, env = "ESYNC_WEIGHTING", help_heading = "Synchronisation", hide_short_help = true)]
@@ -108,7 +115,13 @@ pub struct Flags {
     #[arg(long, env = "ESYNC_OUTER", help_heading = "Synchronisation", hide_short_help = true)]
     pub outer: Option<Outer>,
     /// Learning rate of the exchange [default: 1.0]
-    #[arg(long, env = "ESYNC_GLOBAL_LR", value_name = "RATE", help_heading = "Synchronisation", hide_short_help = true)]
+    #[arg(
+        long,
+        env = "ESYNC_GLOBAL_LR",
+        value_name = "RATE",
+        help_heading = "Synchronisation",
+        hide_short_help = true
+    )]
     pub global_lr: Option<f64>,
 
     /// The algorithm of an exchange [default: ring]
@@ -121,7 +134,13 @@ pub struct Flags {
     #[arg(long, env = "ESYNC_TRANSPORT", value_enum, help_heading = "Communication")]
     pub transport: Option<TransportChoice>,
     /// How many ranks hold shards of the collective `parameter-server` [default: all]
-    #[arg(long, env = "ESYNC_SERVERS", value_name = "RANKS", help_heading = "Communication", hide_short_help = true)]
+    #[arg(
+        long,
+        env = "ESYNC_SERVERS",
+        value_name = "RANKS",
+        help_heading = "Communication",
+        hide_short_help = true
+    )]
     pub servers: Option<usize>,
     /// Longest single wait for another rank [default: 5m]
     #[arg(long, env = "ESYNC_TIMEOUT", value_name = "TIME", help_heading = "Communication")]
@@ -156,19 +175,43 @@ pub struct Flags {
     #[arg(long, env = "ESYNC_EPOCHS", help_heading = "Budget and target")]
     pub epochs: Option<f64>,
     /// Budget: this many samples over all workers
-    #[arg(long, env = "ESYNC_MAX_SAMPLES", value_name = "SAMPLES", help_heading = "Budget and target", hide_short_help = true)]
+    #[arg(
+        long,
+        env = "ESYNC_MAX_SAMPLES",
+        value_name = "SAMPLES",
+        help_heading = "Budget and target",
+        hide_short_help = true
+    )]
     pub max_samples: Option<u64>,
     /// Budget: seconds of training
-    #[arg(long, env = "ESYNC_MAX_SECONDS", value_name = "SECONDS", help_heading = "Budget and target", hide_short_help = true)]
+    #[arg(
+        long,
+        env = "ESYNC_MAX_SECONDS",
+        value_name = "SECONDS",
+        help_heading = "Budget and target",
+        hide_short_help = true
+    )]
     pub max_seconds: Option<f64>,
     /// Stop at this test accuracy (0 to 1); exit code 8 if the budget does not reach it
     #[arg(long, env = "ESYNC_TARGET_ACCURACY", value_name = "SHARE", help_heading = "Budget and target")]
     pub target_accuracy: Option<f64>,
     /// Stop at this test loss; exit code 8 if the budget does not reach it
-    #[arg(long, env = "ESYNC_TARGET_LOSS", value_name = "LOSS", help_heading = "Budget and target", hide_short_help = true)]
+    #[arg(
+        long,
+        env = "ESYNC_TARGET_LOSS",
+        value_name = "LOSS",
+        help_heading = "Budget and target",
+        hide_short_help = true
+    )]
     pub target_loss: Option<f64>,
     /// Evaluate every so many samples over all workers [default: 1024]
-    #[arg(long, env = "ESYNC_EVAL_EVERY", value_name = "SAMPLES", help_heading = "Budget and target", hide_short_help = true)]
+    #[arg(
+        long,
+        env = "ESYNC_EVAL_EVERY",
+        value_name = "SAMPLES",
+        help_heading = "Budget and target",
+        hide_short_help = true
+    )]
     pub eval_every: Option<u64>,
 
     /// The data set [default: digits]
@@ -182,10 +225,21 @@ pub struct Flags {
     pub split: Option<Split>,
 
     /// Make ranks slower by sleeping: 3:4x (four times its step's time), 7:200ms (more each step)
-    #[arg(long, env = "ESYNC_SLOW", value_name = "RANK:AMOUNT,…", help_heading = "Heterogeneity on one machine")]
+    #[arg(
+        long,
+        env = "ESYNC_SLOW",
+        value_name = "RANK:AMOUNT,…",
+        help_heading = "Heterogeneity on one machine"
+    )]
     pub slow: Option<SlowRanks>,
     /// Delay every message that a rank sends or receives: 2:5ms
-    #[arg(long, env = "ESYNC_SLOW_LINK", value_name = "RANK:TIME,…", help_heading = "Heterogeneity on one machine", hide_short_help = true)]
+    #[arg(
+        long,
+        env = "ESYNC_SLOW_LINK",
+        value_name = "RANK:TIME,…",
+        help_heading = "Heterogeneity on one machine",
+        hide_short_help = true
+    )]
     pub slow_link: Option<SlowLinks>,
 
     /// Directory for the results, never overwritten [default: runs/TIME-MODE]
@@ -195,7 +249,13 @@ pub struct Flags {
     #[arg(long, env = "ESYNC_PROGRESS", value_enum, help_heading = "Output", hide_short_help = true)]
     pub progress: Option<Progress>,
     /// Time between two progress lines [default: 1s]
-    #[arg(long, env = "ESYNC_REPORT_EVERY", value_name = "TIME", help_heading = "Output", hide_short_help = true)]
+    #[arg(
+        long,
+        env = "ESYNC_REPORT_EVERY",
+        value_name = "TIME",
+        help_heading = "Output",
+        hide_short_help = true
+    )]
     pub report_every: Option<Seconds>,
 }
 
@@ -217,10 +277,13 @@ impl Flags {
     pub fn over(self, file: Flags) -> Result<Flags> {
         // Both as tables: a field that is added cannot be forgotten here.
         let table = |flags: &Flags| {
-            toml::Table::try_from(flags).map_err(|e| Error::Usage(format!("the flags cannot be written as TOML: {e}")))
+            toml::Table::try_from(flags)
+                .map_err(|e| Error::Usage(format!("the flags cannot be written as TOML: {e}")))
         };
         let mut merged = table(&file)?;
         merged.extend(table(&self)?);
-        merged.try_into().map_err(|e| Error::Usage(format!("flags and configuration file do not fit together: {e}")))
+        merged
+            .try_into()
+            .map_err(|e| Error::Usage(format!("flags and configuration file do not fit together: {e}")))
     }
 }

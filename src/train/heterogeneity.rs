@@ -41,7 +41,9 @@ impl FromStr for Slowness {
         if let Some(factor) = text.strip_suffix('x') {
             return match factor.parse::<f64>() {
                 Ok(factor) if factor.is_finite() && factor >= 1.0 => Ok(Slowness::Factor(factor)),
-                _ => Err(Error::Usage(format!("`{text}` is no slowness: a factor is at least 1x, such as 4x"))),
+                _ => {
+                    Err(Error::Usage(format!("`{text}` is no slowness: a factor is at least 1x, such as 4x")))
+                }
             };
         }
         parse_delay(text).map(Slowness::Fixed)
@@ -59,7 +61,11 @@ impl fmt::Display for Slowness {
 
 fn parse_delay(text: &str) -> Result<Duration> {
     humantime::parse_duration(text)
-        .map_err(|_| Error::Usage(format!("`{text}` needs a unit: a factor such as 4x, or a time such as 40ms or 1.5s")))
+        .map_err(|_| {
+            Error::Usage(format!(
+                "`{text}` needs a unit: a factor such as 4x, or a time such as 40ms or 1.5s"
+            ))
+        })
         .or_else(|error| fractional(text).ok_or(error))
 }
 
@@ -93,7 +99,8 @@ fn parse_list<T>(flag: &str, text: &str, value: impl Fn(&str) -> Result<T>) -> R
         if list.iter().any(|(other, _)| *other == rank) {
             return Err(Error::Usage(format!("{flag} names rank {rank} twice")));
         }
-        let amount = value(amount.trim()).map_err(|error| Error::Usage(format!("{flag} `{item}`: {error}")))?;
+        let amount =
+            value(amount.trim()).map_err(|error| Error::Usage(format!("{flag} `{item}`: {error}")))?;
         list.push((rank, amount));
     }
     Ok(list)
@@ -101,9 +108,10 @@ fn parse_list<T>(flag: &str, text: &str, value: impl Fn(&str) -> Result<T>) -> R
 
 fn check_ranks<T>(flag: &str, list: &[(Rank, T)], size: usize) -> Result<()> {
     match list.iter().find(|(rank, _)| *rank >= size) {
-        Some((rank, _)) => {
-            Err(Error::Usage(format!("{flag} names rank {rank}, but the ranks are 0 to {}", size.saturating_sub(1))))
-        }
+        Some((rank, _)) => Err(Error::Usage(format!(
+            "{flag} names rank {rank}, but the ranks are 0 to {}",
+            size.saturating_sub(1)
+        ))),
         None => Ok(()),
     }
 }
@@ -169,7 +177,8 @@ impl From<SlowRanks> for String {
 
 impl From<SlowLinks> for String {
     fn from(list: SlowLinks) -> String {
-        let item = |(rank, delay): &(Rank, Duration)| format!("{rank}:{}", humantime::format_duration(*delay));
+        let item =
+            |(rank, delay): &(Rank, Duration)| format!("{rank}:{}", humantime::format_duration(*delay));
         list.0.iter().map(item).collect::<Vec<_>>().join(",")
     }
 }

@@ -129,7 +129,8 @@ mod tests {
             }
         });
         let text = std::fs::read_to_string(&path).unwrap();
-        let events: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let events: Vec<serde_json::Value> =
+            text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         assert_eq!(events.len(), 2000);
         assert!(events.iter().all(|event| event["kind"] == "step" && event["t"].is_f64()));
     }

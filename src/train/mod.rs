@@ -22,6 +22,6 @@ pub use launch::{first_failure, run_ranks};
 pub use metrics::Metrics;
 #[cfg(feature = "torch")]
 pub use run::{Outcome, train};
+pub use summary::{StoppedBy, Summary, WorkerSummary};
 #[cfg(feature = "torch")]
 pub use watcher::Signals;
-pub use summary::{StoppedBy, Summary, WorkerSummary};

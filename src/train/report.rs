@@ -43,7 +43,9 @@ impl Reporter {
             Progress::Bar => Style::bar(budget),
             // Under a launcher standard output is a pseudo-terminal even when it ends in a file, and standard error never
             // is one.
-            Progress::Auto if announced_ranks().is_none() && std::io::stderr().is_terminal() => Style::bar(budget),
+            Progress::Auto if announced_ranks().is_none() && std::io::stderr().is_terminal() => {
+                Style::bar(budget)
+            }
             Progress::Auto => Style::Line,
         };
         Reporter { style, every, last: Instant::now(), samples: 0, elapsed: 0.0 }
@@ -56,11 +58,16 @@ impl Reporter {
             Style::Bar(bar) => {
                 bar.set_position(line.global_samples);
                 let accuracy = line.accuracy.map_or(String::new(), |a| format!("acc {:.1}%  ", 100.0 * a));
-                bar.set_message(format!("loss {:.4}  {accuracy}wait {:.0}%", line.loss, 100.0 * line.wait_share));
+                bar.set_message(format!(
+                    "loss {:.4}  {accuracy}wait {:.0}%",
+                    line.loss,
+                    100.0 * line.wait_share
+                ));
             }
             Style::Line if self.last.elapsed() >= self.every => {
                 self.last = Instant::now();
-                let rate = (line.global_samples - self.samples) as f64 / (line.elapsed - self.elapsed).max(1e-9);
+                let rate =
+                    (line.global_samples - self.samples) as f64 / (line.elapsed - self.elapsed).max(1e-9);
                 self.samples = line.global_samples;
                 self.elapsed = line.elapsed;
                 say(&text(line, rate));

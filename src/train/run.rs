@@ -153,12 +153,14 @@ fn conclude(
         }
     };
     let own = worker_summary(&clock, totals.local_steps, totals.samples, total_seconds, communicator);
-    let own = serde_json::to_vec(&own).map_err(|e| Error::Internal(format!("a summary cannot be sent: {e}")))?;
+    let own =
+        serde_json::to_vec(&own).map_err(|e| Error::Internal(format!("a summary cannot be sent: {e}")))?;
     let read = |bytes: &Vec<u8>| {
         serde_json::from_slice::<WorkerSummary>(bytes)
             .map_err(|e| Error::Internal(format!("a rank's summary cannot be read: {e}")))
     };
-    let workers: Vec<WorkerSummary> = communicator.gather_bytes(&own)?.iter().map(read).collect::<Result<_>>()?;
+    let workers: Vec<WorkerSummary> =
+        communicator.gather_bytes(&own)?.iter().map(read).collect::<Result<_>>()?;
     let remote = watcher.metrics().take_remote()?;
     let remote = communicator.gather_bytes(&remote)?;
 
@@ -222,7 +224,10 @@ fn write_results(
             summary.samples
         ));
     } else if let (Some(false), Some(target)) = (summary.reached_target, config.target_loss) {
-        say(&format!("the target loss of {target} was not reached: {:.4} after {} samples", summary.final_loss, summary.samples));
+        say(&format!(
+            "the target loss of {target} was not reached: {:.4} after {} samples",
+            summary.final_loss, summary.samples
+        ));
     }
     say(&format!("results in {}", out.display()));
     Ok(())
@@ -255,7 +260,11 @@ fn worker_summary(
 }
 
 /// One step that leaves no trace: pays for lazy initialisation, and measures every rank for the first plan.
-fn warm_up(config: &Config, learner: &mut dyn Learner, communicator: &mut Communicator) -> Result<Arc<[f64]>> {
+fn warm_up(
+    config: &Config,
+    learner: &mut dyn Learner,
+    communicator: &mut Communicator,
+) -> Result<Arc<[f64]>> {
     let state = learner.save_state();
     let started = Instant::now();
     learner.step(Update::Local)?;
@@ -274,14 +283,18 @@ fn agree_on_configuration(config: &Config, communicator: &mut Communicator) -> R
     let common = Config { threads: None, data_dir: None, ..config.clone() }.to_toml()?;
     let all = communicator.gather_bytes(common.as_bytes())?;
     let lines = |bytes: &[u8]| -> Vec<String> {
-        String::from_utf8_lossy(bytes).lines().map(|line| line.split("  #").next().unwrap_or("").to_string()).collect()
+        String::from_utf8_lossy(bytes)
+            .lines()
+            .map(|line| line.split("  #").next().unwrap_or("").to_string())
+            .collect()
     };
     let first = lines(&all[0]);
     for (rank, other) in all.iter().enumerate() {
         let other = lines(other);
         if first != other {
             let missing = |from: &[String], than: &[String]| {
-                let differing: Vec<&str> = from.iter().filter(|l| !than.contains(l)).map(String::as_str).collect();
+                let differing: Vec<&str> =
+                    from.iter().filter(|l| !than.contains(l)).map(String::as_str).collect();
                 if differing.is_empty() { "nothing more".to_string() } else { differing.join(", ") }
             };
             return Err(Error::Usage(format!(
@@ -336,8 +349,9 @@ fn make_out(config: &Config) -> Result<PathBuf> {
             out.display()
         )));
     }
-    std::fs::create_dir_all(&out)
-        .map_err(|e| Error::file(&out, format!("cannot make the directory of the results: {e}; choose another --out")))?;
+    std::fs::create_dir_all(&out).map_err(|e| {
+        Error::file(&out, format!("cannot make the directory of the results: {e}; choose another --out"))
+    })?;
     write_atomically(&out.join("config.toml"), config.to_toml()?.as_bytes())?;
     Ok(out)
 }

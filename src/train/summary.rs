@@ -91,7 +91,8 @@ impl Summary {
     /// The table for people.
     pub fn table(&self) -> String {
         let mut text = String::new();
-        let header = ["rank", "host", "steps", "samples", "compute", "exchange", "wait", "evaluate", "slow", "sent"];
+        let header =
+            ["rank", "host", "steps", "samples", "compute", "exchange", "wait", "evaluate", "slow", "sent"];
         let row = |w: &WorkerSummary| {
             let seconds = |value: f64| format!("{value:.2} s");
             [

@@ -83,7 +83,13 @@ struct StepEvent {
 }
 
 impl Watcher {
-    pub(super) fn new(limits: Limits, metrics: Metrics, reporter: Reporter, signals: Signals, is_alone: bool) -> Self {
+    pub(super) fn new(
+        limits: Limits,
+        metrics: Metrics,
+        reporter: Reporter,
+        signals: Signals,
+        is_alone: bool,
+    ) -> Self {
         Watcher {
             next_evaluation: limits.eval_every,
             limits,
@@ -120,7 +126,10 @@ impl Watcher {
     }
 
     /// Evaluates, and notes whether the target is met.
-    pub(super) fn evaluate<L: Learner + ?Sized>(&mut self, observed: &mut Observed<'_, Box<L>>) -> Result<Score> {
+    pub(super) fn evaluate<L: Learner + ?Sized>(
+        &mut self,
+        observed: &mut Observed<'_, Box<L>>,
+    ) -> Result<Score> {
         let train_seconds = self.train_seconds();
         observed.clock.switch(Activity::Evaluate);
         let score = evaluate(&mut **observed.model, observed.communicator)?;
@@ -144,7 +153,11 @@ impl Watcher {
     }
 
     /// Evaluates if it is due, and says whether a limit is reached.
-    fn check_limits<L: Learner + ?Sized>(&mut self, wish: u64, mut observed: Observed<'_, Box<L>>) -> Result<bool> {
+    fn check_limits<L: Learner + ?Sized>(
+        &mut self,
+        wish: u64,
+        mut observed: Observed<'_, Box<L>>,
+    ) -> Result<bool> {
         let Totals { global_samples, .. } = observed.totals;
         let spent = self.limits.samples.is_some_and(|limit| global_samples >= limit);
         if global_samples >= self.next_evaluation || spent {
@@ -201,7 +214,9 @@ impl<L: Learner + ?Sized> Observer<Box<L>> for Watcher {
 
     fn decided(&mut self, action: &Action, reason: &Reason) {
         // A full disk is reported by the next event that can return an error.
-        let _ = self.metrics.event("decision", json!({ "action": action_name(action), "reason": reason.to_string() }));
+        let _ = self
+            .metrics
+            .event("decision", json!({ "action": action_name(action), "reason": reason.to_string() }));
     }
 
     fn stepped(&mut self, step: &Step, observed: Observed<'_, Box<L>>) -> Result<bool> {

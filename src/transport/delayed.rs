@@ -186,7 +186,8 @@ impl<T: Transport> Native for Delayed<T> {
         wait: &Wait<'_>,
     ) -> Result<()> {
         std::thread::sleep(self.delays[self.rank()]);
-        let native = self.inner.native().ok_or_else(|| Error::Internal("a native collective vanished".into()))?;
+        let native =
+            self.inner.native().ok_or_else(|| Error::Internal("a native collective vanished".into()))?;
         // SAFETY: the caller's promise is passed on.
         unsafe { native.all_reduce(buffer, count, element, operator, wait) }
     }

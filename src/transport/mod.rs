@@ -20,8 +20,8 @@ pub use deadline::{Deadline, Patience, Wait};
 pub use delayed::Delayed;
 pub use launcher::{announced_rank, announced_ranks, speak_in_turn};
 pub use page::{SharedPage, host_clock};
-pub use peer::{Peer, host_name};
 pub(crate) use peer::stalled;
+pub use peer::{Peer, host_name};
 
 use crate::error::Result;
 use crate::reduce::{ElementType, Operator};

@@ -9,8 +9,8 @@
 mod native;
 
 use super::deadline::Backoff;
-use super::peer::ProcessState;
 use super::launcher::announced_ranks;
+use super::peer::ProcessState;
 use super::{Native, Peer, Rank, Tag, Ticket, Transport, Wait, stalled};
 use crate::error::{Error, Result};
 use mpi::ffi;
@@ -106,7 +106,6 @@ impl Mpi {
         self.requests.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-
     /// Whether the transfer is complete; frees its slot if so.
     fn test(&self, ticket: &Ticket, wait: &Wait<'_>) -> Result<bool> {
         let mut requests = self.requests();
@@ -147,9 +146,8 @@ impl Mpi {
         let pending = |request: &Request| {
             let mut done = 0;
             // SAFETY: the request is one that was started and has not completed a test; this call does not free it.
-            let code = unsafe {
-                ffi::MPI_Request_get_status(request.raw, &mut done, ffi::RSMPI_STATUS_IGNORE)
-            };
+            let code =
+                unsafe { ffi::MPI_Request_get_status(request.raw, &mut done, ffi::RSMPI_STATUS_IGNORE) };
             code == ffi::MPI_SUCCESS as i32 && done == 0
         };
         let of_tickets = tickets.iter().flatten().map(|ticket| requests.slots[ticket.0 as usize]);
@@ -316,7 +314,8 @@ impl Transport for Mpi {
 const BETWEEN_RANKS: Duration = Duration::from_millis(250);
 
 fn message_count(len: usize) -> Result<i32> {
-    i32::try_from(len).map_err(|_| Error::Internal(format!("a message of {len} bytes was not cut into segments")))
+    i32::try_from(len)
+        .map_err(|_| Error::Internal(format!("a message of {len} bytes was not cut into segments")))
 }
 
 fn check(code: i32, call: &str) -> Result<()> {

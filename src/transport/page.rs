@@ -31,7 +31,8 @@ impl SharedPage {
     /// # Errors
     /// `File` if there is no room or no right to make one.
     pub fn make(words: usize) -> Result<(SharedPage, tempfile::TempPath)> {
-        let folder = Some(PathBuf::from("/dev/shm")).filter(|path| path.is_dir()).unwrap_or_else(std::env::temp_dir);
+        let folder =
+            Some(PathBuf::from("/dev/shm")).filter(|path| path.is_dir()).unwrap_or_else(std::env::temp_dir);
         let file = tempfile::Builder::new()
             .prefix("esync-")
             .tempfile_in(&folder)
@@ -71,7 +72,8 @@ fn map(file: &File, path: &Path, bytes: usize) -> Result<MmapMut> {
         return Err(Error::file(path, format!("the shared page has {len} bytes, expected {bytes}")));
     }
     // SAFETY: the file is this job's own, has its full length, and is never truncated; the memory is only used as atomics.
-    unsafe { MmapMut::map_mut(file) }.map_err(|e| Error::file(path, format!("cannot map the shared page: {e}")))
+    unsafe { MmapMut::map_mut(file) }
+        .map_err(|e| Error::file(path, format!("cannot map the shared page: {e}")))
 }
 
 /// The host's monotonic clock: the same for all its processes, and of no meaning on another host.

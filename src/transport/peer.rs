@@ -75,7 +75,10 @@ pub(crate) fn stalled(waiting: Rank, missing: Vec<Peer>, wait: &super::Wait<'_>)
                 };
             }
             ProcessState::Stopped => {
-                hint = format!("the process of rank {} is stopped; continue it with `kill -CONT {}`", peer.rank, peer.pid);
+                hint = format!(
+                    "the process of rank {} is stopped; continue it with `kill -CONT {}`",
+                    peer.rank, peer.pid
+                );
             }
             ProcessState::Running | ProcessState::Unknown => {}
         }

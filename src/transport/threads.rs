@@ -111,7 +111,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Endpoint {
     fn new(size: usize) -> Self {
         Endpoint {
-            mailbox: Mutex::new(Mailbox { lanes: (0..size).map(|_| Lane::new()).collect(), ..Mailbox::default() }),
+            mailbox: Mutex::new(Mailbox {
+                lanes: (0..size).map(|_| Lane::new()).collect(),
+                ..Mailbox::default()
+            }),
             completed: Condvar::new(),
             completions: AtomicU64::new(0),
             left: AtomicBool::new(false),
@@ -250,7 +253,10 @@ impl Transport for Threads {
 
     fn reserve(&self, messages: usize) {
         // One more for the entry record of a rank that is already in the next operation.
-        lock(&self.world.endpoints[self.rank].mailbox).lanes.iter_mut().for_each(|lane| lane.reserve(messages + 1));
+        lock(&self.world.endpoints[self.rank].mailbox)
+            .lanes
+            .iter_mut()
+            .for_each(|lane| lane.reserve(messages + 1));
     }
 
     unsafe fn post_send(&self, to: Rank, tag: Tag, bytes: *const u8, len: usize) -> Result<Ticket> {
@@ -303,7 +309,8 @@ impl Transport for Threads {
             let peer = lock(&self.world.endpoints[self.rank].mailbox).slots.peer(slot);
             // Withdraw what nobody has matched; a copy that has begun ends soon.
             let receive = lock(&self.world.endpoints[self.rank].mailbox).lanes[peer].withdraw(slot, false);
-            let withdrawn = receive || lock(&self.world.endpoints[peer].mailbox).lanes[self.rank].withdraw(slot, true);
+            let withdrawn =
+                receive || lock(&self.world.endpoints[peer].mailbox).lanes[self.rank].withdraw(slot, true);
             while !withdrawn && lock(&self.world.endpoints[self.rank].mailbox).slots.outcome(slot).is_none() {
                 std::thread::yield_now();
             }

@@ -1,6 +1,6 @@
 //! Runs something on every rank of a group of threads.
 
-use esync::collective::{Communicator, CommunicatorOptions, Order, collective_by_name};
+use esync::collective::{Communicator, CommunicatorOptions, collective_by_name};
 use esync::transport::{Transport, threads};
 use esync::{Error, Result};
 use std::sync::Arc;
@@ -13,11 +13,6 @@ pub(crate) fn options(collective: &str) -> CommunicatorOptions {
         timeout: Duration::from_secs(20),
         ..CommunicatorOptions::default()
     }
-}
-
-/// The same with an order.
-pub(crate) fn ordered(collective: &str, order: Order) -> CommunicatorOptions {
-    CommunicatorOptions { order, ..options(collective) }
 }
 
 /// What `body` answers on each of `n` ranks.

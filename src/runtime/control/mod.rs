@@ -66,14 +66,17 @@ pub fn establish(
     if mechanism != Mechanism::Socket && one_host {
         match page::PageTable::establish(communicator, settings, step_seconds) {
             Ok(page) => return Ok(Established { state_server: Some(Box::new(page)), notice }),
-            Err(Error::Environment(why)) => notice = Some(format!("{why}; the state server is a socket instead")),
+            Err(Error::Environment(why)) => {
+                notice = Some(format!("{why}; the state server is a socket instead"))
+            }
             Err(error) => return Err(error),
         }
     }
     match socket::Client::establish(communicator, settings, step_seconds) {
         Ok(client) => Ok(Established { state_server: Some(Box::new(client)), notice }),
         Err(Error::Environment(why)) => {
-            let notice = format!("{why}; every worker plans its rounds ahead instead of asking the state server");
+            let notice =
+                format!("{why}; every worker plans its rounds ahead instead of asking the state server");
             Ok(Established { state_server: None, notice: Some(notice) })
         }
         Err(error) => Err(error),
@@ -85,7 +88,10 @@ fn all_or_none<T>(communicator: &mut Communicator, own: Result<T>, what: &str) -
     let complaint = own.as_ref().err().map(Error::to_string).unwrap_or_default();
     let complaints = communicator.gather_bytes(complaint.as_bytes())?;
     if let Some((rank, complaint)) = complaints.iter().enumerate().find(|(_, text)| !text.is_empty()) {
-        return Err(Error::Environment(format!("rank {rank} {what}: {}", String::from_utf8_lossy(complaint))));
+        return Err(Error::Environment(format!(
+            "rank {rank} {what}: {}",
+            String::from_utf8_lossy(complaint)
+        )));
     }
     own
 }

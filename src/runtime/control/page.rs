@@ -38,7 +38,9 @@ impl PageTable {
         let name = communicator.gather_bytes(name.as_bytes())?.swap_remove(0);
         let opened = match made {
             Some(made) => made.map(|(page, name)| (page, Some(name))),
-            None => SharedPage::open(Path::new(&*String::from_utf8_lossy(&name)), words).map(|page| (page, None)),
+            None => {
+                SharedPage::open(Path::new(&*String::from_utf8_lossy(&name)), words).map(|page| (page, None))
+            }
         };
         let rows = step_seconds.iter().map(|&seconds| Row::new(seconds)).collect::<Vec<_>>();
         if let Ok((page, _)) = &opened {

@@ -54,8 +54,8 @@ impl Client {
         let invitation = communicator.gather_bytes(&invitation)?.swap_remove(0);
         let timeout = communicator.options().timeout;
         let server = communicator.transport().peer(0).clone();
-        let connected = connect(&invitation, rank, timeout)
-            .map(|stream| Client { stream, server, frame: Vec::new() });
+        let connected =
+            connect(&invitation, rank, timeout).map(|stream| Client { stream, server, frame: Vec::new() });
         all_or_none(communicator, connected, "cannot reach the state server on rank 0")
     }
 }
@@ -78,7 +78,11 @@ impl StateServer for Client {
 }
 
 /// Starts the server's threads; they end when the workers hang up.
-fn serve(communicator: &Communicator, settings: &Settings, step_seconds: &[f64]) -> std::io::Result<Invitation> {
+fn serve(
+    communicator: &Communicator,
+    settings: &Settings,
+    step_seconds: &[f64],
+) -> std::io::Result<Invitation> {
     let listener = TcpListener::bind(("0.0.0.0", 0))?;
     let port = listener.local_addr()?.port();
     let mut token = [0; 16];
@@ -87,10 +91,13 @@ fn serve(communicator: &Communicator, settings: &Settings, step_seconds: &[f64])
         .into_iter()
         .map(|address| SocketAddr::new(address, port).to_string())
         .collect();
-    let coordinator = EsyncCoordinator::new(communicator.size(), settings.clone()).with_step_seconds(step_seconds);
+    let coordinator =
+        EsyncCoordinator::new(communicator.size(), settings.clone()).with_step_seconds(step_seconds);
     let server = Arc::new(Server { coordinator: Mutex::new(coordinator), started: Instant::now(), token });
     let size = communicator.size();
-    std::thread::Builder::new().name("state server".into()).spawn(move || accept(&listener, &server, size))?;
+    std::thread::Builder::new()
+        .name("state server".into())
+        .spawn(move || accept(&listener, &server, size))?;
     Ok(Invitation { addresses, token })
 }
 
@@ -106,7 +113,14 @@ fn own_addresses(own: &Peer) -> Vec<std::net::IpAddr> {
         socket.local_addr()
     });
     addresses.extend(outside.map(|address| address.ip()));
-    addresses.extend((own.host.as_str(), 0).to_socket_addrs().into_iter().flatten().map(|a| a.ip()).filter(|ip| ip.is_ipv4()));
+    addresses.extend(
+        (own.host.as_str(), 0)
+            .to_socket_addrs()
+            .into_iter()
+            .flatten()
+            .map(|a| a.ip())
+            .filter(|ip| ip.is_ipv4()),
+    );
     addresses.push([127, 0, 0, 1].into());
     addresses.dedup();
     addresses
@@ -160,7 +174,8 @@ fn accept(listener: &TcpListener, server: &Arc<Server>, size: usize) {
                     welcomed += 1;
                     let server = server.clone();
                     let name = format!("state server {rank}");
-                    let _ = std::thread::Builder::new().name(name).spawn(move || answer(stream, &server, rank));
+                    let _ =
+                        std::thread::Builder::new().name(name).spawn(move || answer(stream, &server, rank));
                 }
             }
             Err(_) => std::thread::sleep(Duration::from_millis(2)),

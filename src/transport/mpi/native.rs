@@ -57,7 +57,9 @@ impl Native for Mpi {
                 ElementType::I32 => ffi::RSMPI_INT32_T,
                 ElementType::I64 => ffi::RSMPI_INT64_T,
                 ElementType::F16 | ElementType::BF16 => {
-                    return Err(refuse(format!("MPI has no type {element}; every schedule has (try `ring`)")));
+                    return Err(refuse(format!(
+                        "MPI has no type {element}; every schedule has (try `ring`)"
+                    )));
                 }
             }
         };
@@ -70,8 +72,8 @@ impl Native for Mpi {
                 Operator::Product => ffi::RSMPI_PROD,
             }
         };
-        let mpi_count =
-            i32::try_from(count).map_err(|_| refuse(format!("MPI counts end at {}, here are {count}", i32::MAX)))?;
+        let mpi_count = i32::try_from(count)
+            .map_err(|_| refuse(format!("MPI counts end at {}, here are {count}", i32::MAX)))?;
         let bytes = count * element.size();
         let copy: Vec<u8>;
         let from = match self.native.in_place {

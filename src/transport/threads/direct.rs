@@ -88,7 +88,14 @@ impl DirectSum {
     ///
     /// # Safety
     /// All buffers hold at least `end` bytes and no one else touches that range.
-    unsafe fn reduce_block(&self, element: ElementType, operator: Operator, start: usize, end: usize, block: &mut [u8]) {
+    unsafe fn reduce_block(
+        &self,
+        element: ElementType,
+        operator: Operator,
+        start: usize,
+        end: usize,
+        block: &mut [u8],
+    ) {
         let len = end - start;
         let block = &mut block[..len];
         let of = |rank: usize| self.buffers[rank].load(Ordering::Relaxed);

@@ -1,6 +1,6 @@
 //! What an exchange needs of a model: its flat buffers.
 
-use crate::learner::Learner;
+use super::Learner;
 use crate::reduce::ElementType;
 use half::{bf16, f16};
 
