@@ -12,6 +12,7 @@
 //! | [`learner`] | what | clusters |
 //! | [`runtime`] | drives policies on the real clock | torch |
 
+pub mod bench;
 pub mod buffer;
 pub mod collective;
 pub mod data;

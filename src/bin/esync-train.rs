@@ -3,11 +3,10 @@
 use anyhow::Context;
 use clap::{CommandFactory, FromArgMatches, Parser};
 use esync::train::{Config, Flags, Signals, first_failure, run_ranks, train};
-use esync::transport::announced_rank;
+use esync::transport::{announced_rank, speak_in_turn};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 /// Train one model on many unequal workers.
 ///
@@ -35,14 +34,16 @@ fn main() -> ExitCode {
     let signals = Signals::default();
     let command_line = parse().unwrap_or_else(|error| {
         if error.use_stderr() {
-            speak_in_turn(&signals);
+            signals.failed.store(true, Ordering::Relaxed);
+            speak_in_turn();
         }
         error.exit()
     });
     match run(command_line, &signals) {
         Ok(code) => ExitCode::from(code as u8),
         Err(error) => {
-            speak_in_turn(&signals);
+            signals.failed.store(true, Ordering::Relaxed);
+            speak_in_turn();
             let code = error.downcast_ref::<esync::Error>().map_or(1, esync::Error::exit_code);
             eprintln!("esync-train: {error:#}");
             ExitCode::from(code as u8)
@@ -54,15 +55,6 @@ fn parse() -> Result<CommandLine, clap::Error> {
     // The variables' names follow from the flags'; a line for each would push the short help off the screen.
     let matches = CommandLine::command().mut_args(|flag| flag.hide_env(true)).try_get_matches()?;
     CommandLine::from_arg_matches(&matches)
-}
-
-/// Errors that every process of a job makes alike are printed by the first: when it ends, the launcher ends the others,
-/// Open MPI after one second. An error that only another process makes is printed a little later.
-fn speak_in_turn(signals: &Signals) {
-    signals.failed.store(true, Ordering::Relaxed);
-    if announced_rank() > 0 {
-        std::thread::sleep(Duration::from_millis(2500));
-    }
 }
 
 fn run(command_line: CommandLine, signals: &Signals) -> anyhow::Result<i32> {

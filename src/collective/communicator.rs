@@ -3,7 +3,9 @@
 use super::entry::{EntryRoom, Header};
 use super::executor::{self, Workspace};
 use super::plan::Plan;
-use super::{Collective, Entry, Kind, Member, Native, Operation, Order, ParameterServer, Topology, part};
+use super::{
+    Collective, Entry, Kind, Member, Native, Operation, Order, ParameterServer, Topology, part, verify,
+};
 use crate::error::{Error, Result};
 use crate::reduce::{Element, ElementType, Operator, scale_for_average};
 use crate::transport::{Deadline, Patience, Rank, Transport, Wait};
@@ -322,9 +324,9 @@ impl Communicator {
         }
         self.sequence += 1;
         let sequence = self.sequence;
-        let algorithm = hash_of(self.options.collective.name(), self.options.segment_bytes);
-        let header = Header { operation, element, operator, count, sequence, algorithm };
         let collective = self.options.collective.name();
+        let segment_bytes = self.options.segment_bytes;
+        let header = Header { operation, element, operator, count, sequence, collective, segment_bytes };
         let label = Label { operation, collective, count, element, sequence };
         let deadline = Deadline::after(self.options.timeout);
         let wait = Wait { deadline, patience: Patience::Straggler, operation: &label };
@@ -370,6 +372,7 @@ impl Communicator {
             Some(plan) => plan.clone(),
             None => {
                 let plan = Arc::new(self.plan(&operation, count, element)?);
+                self.transport.reserve(plan.most_from_one);
                 self.plans.insert((operation, count, element), plan.clone());
                 plan
             }
@@ -427,12 +430,14 @@ impl Communicator {
             }
             other => other,
         }?;
+        // The executor works with raw pointers, so a schedule of a user's own must be sound before it runs: ranges inside
+        // their places, no two writers of one range. What needs the other ranks' schedules is the verifier's.
+        let collective = self.options.collective.name();
+        verify::check_stages(&schedule, self.rank(), self.size(), count).map_err(|flaw| {
+            Error::Internal(format!(
+                "the schedule of `{collective}` for {operation} of {count} elements: {flaw}"
+            ))
+        })?;
         Ok(Plan::new(&schedule, element.size(), self.options.segment_bytes))
     }
-}
-
-/// FNV-1a: only compared between ranks of one job.
-fn hash_of(name: &str, segment_bytes: usize) -> u64 {
-    let bytes = name.bytes().chain(segment_bytes.to_le_bytes());
-    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }

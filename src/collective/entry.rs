@@ -31,9 +31,17 @@ pub struct Member {
 }
 
 /// One rank's record on the wire.
-#[derive(Clone, Copy, PartialEq, Pod, Zeroable)]
+#[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 struct Record {
+    agreed: Agreed,
+    member: Member,
+}
+
+/// What must be the same in all records.
+#[derive(Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+struct Agreed {
     magic: u32,
     kind: u8,
     element: u8,
@@ -42,9 +50,9 @@ struct Record {
     root: u64,
     count: u64,
     sequence: u64,
-    /// A hash of the algorithm's name and the segment length: both ends must cut alike.
-    algorithm: u64,
-    member: Member,
+    segment_bytes: u64,
+    /// The beginning of the algorithm's name, zeros behind it.
+    collective: [u8; 32],
 }
 
 const MAGIC: u32 = 0x6573_7901; // "esy", version 1
@@ -52,14 +60,16 @@ const BARRIER: u8 = 255;
 
 /// What all ranks must agree on.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Header {
+pub(super) struct Header<'a> {
     /// `None` for a barrier.
     pub(super) operation: Option<Operation>,
     pub(super) element: ElementType,
     pub(super) operator: Operator,
     pub(super) count: usize,
     pub(super) sequence: u64,
-    pub(super) algorithm: u64,
+    pub(super) collective: &'a str,
+    /// Both ends of a message must cut alike.
+    pub(super) segment_bytes: usize,
 }
 
 /// The result of an entry: everybody's figures, in rank order, and how long it took.
@@ -93,7 +103,7 @@ impl EntryRoom {
     pub(super) fn enter(
         &mut self,
         transport: &dyn Transport,
-        header: Header,
+        header: Header<'_>,
         member: Member,
         wait: &Wait<'_>,
     ) -> Result<&[Member]> {
@@ -110,7 +120,7 @@ impl EntryRoom {
             return Err(error);
         }
         for (other, record) in self.records.iter().enumerate() {
-            if let Some(what) = self.records[0].difference(record, other) {
+            if let Some(what) = self.records[0].agreed.difference(&record.agreed, other) {
                 return Err(Error::Mismatch { operation: wait.operation.to_string(), what });
             }
         }
@@ -140,11 +150,13 @@ impl EntryRoom {
 }
 
 impl Record {
-    fn new(header: Header, member: Member) -> Self {
+    fn new(header: Header<'_>, member: Member) -> Self {
+        let mut collective = [0; 32];
+        collective.iter_mut().zip(header.collective.bytes()).for_each(|(to, byte)| *to = byte);
         let place = |found: Option<usize>| found.map_or(BARRIER, |index| index as u8);
         let operation = header.operation.unwrap_or(Operation::new(Kind::AllReduce));
         let kind = header.operation.and_then(|o| Kind::ALL.iter().position(|&kind| kind == o.kind));
-        Record {
+        let agreed = Agreed {
             magic: MAGIC,
             kind: place(kind),
             element: place(ElementType::ALL.iter().position(|&e| e == header.element)),
@@ -153,24 +165,34 @@ impl Record {
             root: operation.root as u64,
             count: header.count as u64,
             sequence: header.sequence,
-            algorithm: header.algorithm,
-            member,
-        }
+            segment_bytes: header.segment_bytes as u64,
+            collective,
+        };
+        Record { agreed, member }
     }
+}
 
-    /// How `other`'s record differs from rank 0's, in words.
-    fn difference(&self, other: &Record, rank: Rank) -> Option<String> {
+impl Agreed {
+    /// How `other` differs from rank 0's, in words.
+    fn difference(&self, other: &Agreed, rank: Rank) -> Option<String> {
+        if other == self {
+            return None;
+        }
         if other.magic != self.magic {
             return Some(format!("rank {rank} runs another version of esync, or sent garbage"));
         }
-        let kind = |r: &Record| Kind::ALL.get(r.kind as usize).map_or("barrier".into(), Kind::to_string);
+        let kind = |r: &Agreed| Kind::ALL.get(r.kind as usize).map_or("barrier".into(), Kind::to_string);
         let element =
-            |r: &Record| ElementType::ALL.get(r.element as usize).map_or("?", |e| e.name()).to_string();
+            |r: &Agreed| ElementType::ALL.get(r.element as usize).map_or("?", |e| e.name()).to_string();
         let operator =
-            |r: &Record| Operator::ALL.get(r.operator as usize).map_or("?", |o| o.name()).to_string();
-        let order = |r: &Record| ORDERS.get(r.order as usize).map_or("?".into(), Order::to_string);
-        type Field<'a> = (&'a str, &'a dyn Fn(&Record) -> String);
-        let fields: [Field<'_>; 8] = [
+            |r: &Agreed| Operator::ALL.get(r.operator as usize).map_or("?", |o| o.name()).to_string();
+        let order = |r: &Agreed| ORDERS.get(r.order as usize).map_or("?".into(), Order::to_string);
+        let name = |r: &Agreed| {
+            let end = r.collective.iter().position(|&byte| byte == 0).unwrap_or(r.collective.len());
+            String::from_utf8_lossy(&r.collective[..end]).into_owned()
+        };
+        type Show<'a> = &'a dyn Fn(&Agreed) -> String;
+        let fields: [(&str, Show<'_>); 9] = [
             ("operation number", &|r| r.sequence.to_string()),
             ("operation", &kind),
             ("element count", &|r| r.count.to_string()),
@@ -178,7 +200,8 @@ impl Record {
             ("operator", &operator),
             ("order", &order),
             ("root", &|r| r.root.to_string()),
-            ("algorithm or segment length", &|r| format!("{:08x}", r.algorithm)),
+            ("collective", &name),
+            ("segment bytes", &|r| r.segment_bytes.to_string()),
         ];
         fields
             .iter()

@@ -44,6 +44,7 @@ pub(super) fn run(
     if workspace.scratch.len() < words {
         workspace.scratch.resize(words, 0);
     }
+    workspace.tickets.clear();
     workspace.tickets.reserve(plan.most_messages);
     let memory = Memory { buffer: buffer.as_mut_ptr(), scratch: workspace.scratch.as_mut_ptr().cast() };
     for stage in &plan.stages {

@@ -3,6 +3,7 @@
 
 use super::schedule::{Place, Schedule, Slice, Step};
 use crate::transport::Rank;
+use std::collections::HashMap;
 
 /// A rank's schedule for one length and element size.
 pub(super) struct Plan {
@@ -10,7 +11,10 @@ pub(super) struct Plan {
     pub(super) scratch_bytes: usize,
     pub(super) bytes_sent: u64,
     pub(super) bytes_received: u64,
+    /// Of any stage.
     pub(super) most_messages: usize,
+    /// Of any stage, from one and the same rank.
+    pub(super) most_from_one: usize,
 }
 
 #[derive(Default)]
@@ -107,8 +111,14 @@ impl Plan {
                 len: slice.len() * element_size,
             }
         };
-        let mut plan =
-            Plan { stages: Vec::new(), scratch_bytes, bytes_sent: 0, bytes_received: 0, most_messages: 0 };
+        let mut plan = Plan {
+            stages: Vec::new(),
+            scratch_bytes,
+            bytes_sent: 0,
+            bytes_received: 0,
+            most_messages: 0,
+            most_from_one: 0,
+        };
         for stage in &schedule.stages {
             let mut planned = PlannedStage::default();
             for step in &stage.steps {
@@ -139,6 +149,7 @@ impl Plan {
                 *(if message.is_send { &mut plan.bytes_sent } else { &mut plan.bytes_received }) += bytes;
             }
             plan.most_messages = plan.most_messages.max(planned.messages.len());
+            plan.most_from_one = plan.most_from_one.max(planned.most_from_one());
             plan.stages.push(planned);
         }
         plan
@@ -146,6 +157,14 @@ impl Plan {
 }
 
 impl PlannedStage {
+    fn most_from_one(&self) -> usize {
+        let mut counts = HashMap::new();
+        for message in self.messages.iter().filter(|message| !message.is_send) {
+            *counts.entry(message.peer).or_insert(0) += 1;
+        }
+        counts.into_values().max().unwrap_or(0)
+    }
+
     fn add_message(&mut self, peer: Rank, is_send: bool, region: Region, segment_bytes: usize) {
         for index in 0..region.len.div_ceil(segment_bytes) {
             self.messages.push(Message { peer, is_send, region: region.segment(segment_bytes, index) });

@@ -111,6 +111,10 @@ impl<T: Transport> Transport for Delayed<T> {
         self.inner.peer(rank)
     }
 
+    fn reserve(&self, messages: usize) {
+        self.inner.reserve(messages);
+    }
+
     unsafe fn post_send(&self, to: Rank, tag: Tag, bytes: *const u8, len: usize) -> Result<Ticket> {
         let delay = self.delay(to);
         if delay.is_zero() {

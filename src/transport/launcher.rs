@@ -1,5 +1,7 @@
 //! What a launcher's environment variables say.
 
+use std::time::Duration;
+
 /// How many ranks a launcher's environment announces, and which launcher it is.
 pub fn announced_ranks() -> Option<(usize, &'static str)> {
     let read = |name: &str| std::env::var(name).ok().and_then(|value| value.parse().ok());
@@ -19,4 +21,14 @@ pub fn announced_rank() -> usize {
     let names = ["OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"];
     let read = |name: &&str| std::env::var(name).ok().and_then(|value| value.parse().ok());
     if announced_ranks().is_none() { 0 } else { names.iter().find_map(read).unwrap_or(0) }
+}
+
+/// To be called before printing an error that every process of a job makes alike, before ranks can talk: the first prints
+/// and ends at once, and its end makes the launcher end the others while they wait here. (Open MPI needs 1.1 s for that.)
+/// A process whose error the first one does not share speaks after some seconds.
+pub fn speak_in_turn() {
+    let rank = announced_rank().min(8) as u32;
+    if rank > 0 {
+        std::thread::sleep(Duration::from_secs(3) + Duration::from_millis(500) * (rank - 1));
+    }
 }

@@ -18,7 +18,7 @@ pub mod threads;
 
 pub use deadline::{Deadline, Patience, Wait};
 pub use delayed::Delayed;
-pub use launcher::{announced_rank, announced_ranks};
+pub use launcher::{announced_rank, announced_ranks, speak_in_turn};
 pub use page::{SharedPage, host_clock};
 pub(crate) use peer::stalled;
 pub use peer::{Peer, host_name};
@@ -68,6 +68,12 @@ pub trait Transport: Send + Sync {
 
     /// Who a rank is, for messages to people and for finding out which ranks share a host.
     fn peer(&self, rank: Rank) -> &Peer;
+
+    /// Makes room for `messages` messages in flight at once from each rank to this one, so that posting them later need
+    /// not allocate. More than that may be in flight all the same.
+    fn reserve(&self, messages: usize) {
+        let _ = messages;
+    }
 
     /// Starts sending `len` bytes to `to`.
     ///

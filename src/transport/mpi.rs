@@ -151,6 +151,7 @@ impl Mpi {
         Ok(true)
     }
 
+    /// Who has not arrived. A ticket that nobody has tested yet may be complete, so each is looked at.
     fn pending_peers(&self, tickets: &[Option<Ticket>]) -> Vec<Peer> {
         let requests = self.requests();
         let is_pending = |request: &Request| {
@@ -211,6 +212,10 @@ impl Vigil {
         if wait.deadline.has_passed() {
             // Whoever is missing may itself wait for a process that somebody stopped.
             let mut missing = missing();
+            if missing.is_empty() {
+                // The last one came while we looked.
+                return Ok(());
+            }
             let is_stopped = |peer: &Peer| peer.process_state() == ProcessState::Stopped;
             if !missing.iter().any(is_stopped) {
                 missing.extend(transport.peers.iter().filter(|peer| is_stopped(peer)).cloned());

@@ -112,7 +112,7 @@ impl Endpoint {
     fn new(size: usize) -> Self {
         Endpoint {
             mailbox: Mutex::new(Mailbox {
-                lanes: (0..size).map(|_| Lane::default()).collect(),
+                lanes: (0..size).map(|_| Lane::new()).collect(),
                 ..Mailbox::default()
             }),
             completed: Condvar::new(),
@@ -223,16 +223,14 @@ impl Threads {
         Ok(left)
     }
 
-    fn pending_peers(&self, tickets: &[Option<Ticket>]) -> Vec<Rank> {
-        let mailbox = lock(&self.world.endpoints[self.rank].mailbox);
+    /// The peers of the tickets that are not complete, one for each ticket: without a list, because a wait must not
+    /// allocate.
+    fn pending_peers(&self, tickets: &[Option<Ticket>]) -> impl Iterator<Item = Rank> {
         let slots = tickets.iter().flatten().map(|ticket| ticket.0);
-        let mut peers: Vec<Rank> = slots
-            .filter(|&slot| mailbox.slots.outcome(slot).is_none())
-            .map(|slot| mailbox.slots.peer(slot))
-            .collect();
-        peers.sort_unstable();
-        peers.dedup();
-        peers
+        slots.filter_map(|slot| {
+            let mailbox = lock(&self.world.endpoints[self.rank].mailbox);
+            mailbox.slots.outcome(slot).is_none().then(|| mailbox.slots.peer(slot))
+        })
     }
 }
 
@@ -251,6 +249,14 @@ impl Transport for Threads {
 
     fn peer(&self, rank: Rank) -> &Peer {
         &self.world.peers[rank]
+    }
+
+    fn reserve(&self, messages: usize) {
+        // One more for the entry record of a rank that is already in the next operation.
+        lock(&self.world.endpoints[self.rank].mailbox)
+            .lanes
+            .iter_mut()
+            .for_each(|lane| lane.reserve(messages + 1));
     }
 
     unsafe fn post_send(&self, to: Rank, tag: Tag, bytes: *const u8, len: usize) -> Result<Ticket> {
@@ -277,13 +283,18 @@ impl Transport for Threads {
                 } else if looks <= SPINS + yields {
                     std::thread::yield_now();
                 } else {
-                    let peers = self.pending_peers(tickets);
-                    if let Some(error) = self.world.lost_peer(peers.iter().copied(), wait) {
+                    if let Some(error) = self.world.lost_peer(self.pending_peers(tickets), wait) {
                         // What completed in the meantime counts: a peer may send its last message and leave.
                         return if self.collect(tickets, wait)? { Err(error) } else { Ok(()) };
                     }
                     if wait.deadline.has_passed() {
-                        let missing = peers.iter().map(|&rank| self.peer(rank).clone()).collect();
+                        let mut missing: Vec<Rank> = self.pending_peers(tickets).collect();
+                        missing.sort_unstable();
+                        missing.dedup();
+                        if missing.is_empty() {
+                            continue; // The last one came while we looked.
+                        }
+                        let missing = missing.iter().map(|&rank| self.peer(rank).clone()).collect();
                         return Err(stalled(self.rank, missing, wait));
                     }
                     endpoint.sleep(seen, wait.deadline.remaining().min(LONGEST_SLEEP));

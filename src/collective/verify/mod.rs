@@ -44,6 +44,8 @@ use std::fmt;
 use std::ops::Range;
 use tree::{Forest, TreeId};
 
+pub(in crate::collective) use stage::check as check_stages;
+
 /// Proves what an algorithm does for one operation and length.
 ///
 /// # Errors

@@ -6,7 +6,12 @@ use crate::transport::Rank;
 use std::ops::Range;
 
 /// Checks all stages of a rank's schedule.
-pub(super) fn check(schedule: &Schedule, rank: Rank, size: usize, len: usize) -> Result<(), Flaw> {
+pub(in crate::collective) fn check(
+    schedule: &Schedule,
+    rank: Rank,
+    size: usize,
+    len: usize,
+) -> Result<(), Flaw> {
     for (number, stage) in schedule.stages.iter().enumerate() {
         let checked = CheckedStage { schedule, stage, rank, number, size, len };
         checked.slices()?;

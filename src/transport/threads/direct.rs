@@ -61,12 +61,12 @@ impl DirectSum {
         }
         let mut arrived = lock(&self.arrived);
         while !is_open() {
-            let missing: Vec<Rank> = (0..arrived.len()).filter(|&r| !arrived[r]).collect();
-            if let Some(error) = world.lost_peer(missing.iter().copied(), wait) {
+            let missing = || (0..arrived.len()).filter(|&r| !arrived[r]);
+            if let Some(error) = world.lost_peer(missing(), wait) {
                 return Err(error);
             }
             if wait.deadline.has_passed() {
-                let missing = missing.iter().map(|&r| world.peers[r].clone()).collect();
+                let missing = missing().map(|r| world.peers[r].clone()).collect();
                 return Err(stalled(rank, missing, wait));
             }
             let limit = wait.deadline.remaining().min(super::LONGEST_SLEEP);

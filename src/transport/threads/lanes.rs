@@ -24,6 +24,19 @@ pub(super) struct Lane {
 }
 
 impl Lane {
+    pub(super) fn new() -> Self {
+        let mut lane = Lane::default();
+        lane.reserve(2);
+        lane
+    }
+
+    /// Makes room for so many messages that wait, whichever side comes first.
+    pub(super) fn reserve(&mut self, messages: usize) {
+        for queue in [&mut self.sends, &mut self.receives] {
+            queue.reserve(messages.saturating_sub(queue.len()));
+        }
+    }
+
     /// Returns the other side if it is here, else keeps this one.
     pub(super) fn post(&mut self, posted: Posted, sends: bool) -> Option<Posted> {
         let (own, other) = match sends {

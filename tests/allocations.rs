@@ -1,0 +1,88 @@
+//! The steady state allocates nothing: counted by an allocator of our own, on the threads of the ranks.
+
+#[path = "common/ranks.rs"]
+mod ranks;
+
+use esync::collective::{COLLECTIVE_NAMES, CommunicatorOptions};
+use esync::reduce::Operator;
+use ranks::{on_ranks, options};
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+
+thread_local! {
+    /// How often this thread has asked for memory. Needs no memory itself, and no destructor.
+    static REQUESTS: Cell<u64> = const { Cell::new(0) };
+}
+
+struct Counting;
+
+fn count() {
+    REQUESTS.set(REQUESTS.get() + 1);
+}
+
+// SAFETY: everything is passed on to the system's allocator.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count();
+        // SAFETY: the caller's promise is passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promise is passed on.
+        unsafe { System.dealloc(memory, layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        count();
+        // SAFETY: the caller's promise is passed on.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn realloc(&self, memory: *mut u8, layout: Layout, len: usize) -> *mut u8 {
+        count();
+        // SAFETY: the caller's promise is passed on.
+        unsafe { System.realloc(memory, layout, len) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+#[test]
+fn the_counter_counts() {
+    let before = REQUESTS.get();
+    drop(std::hint::black_box(Box::new(7)));
+    assert_eq!(REQUESTS.get(), before + 1);
+}
+
+/// Requests of each rank during 100 all-reduces after a warm-up of ten.
+fn check(collective: &str, n: usize, segment_bytes: usize) {
+    let options = CommunicatorOptions { segment_bytes, ..options(collective) };
+    let requests = on_ranks(n, &options, |communicator| {
+        let mut vector = vec![0f32; 1000];
+        let mut before = 0;
+        for number in 0..110 {
+            if number == 10 {
+                before = REQUESTS.get();
+            }
+            communicator.all_reduce(&mut vector, Operator::Sum)?;
+            // Some waits must be long: the path that sleeps shall not allocate either.
+            if number % 20 == 19 && communicator.rank() == 0 {
+                std::thread::sleep(std::time::Duration::from_millis(2));
+            }
+        }
+        Ok(REQUESTS.get() - before)
+    });
+    assert_eq!(requests, vec![0; n], "{collective}, {n} ranks, segments of {segment_bytes}");
+}
+
+#[test]
+fn a_hundred_all_reduces_allocate_nothing() {
+    for collective in COLLECTIVE_NAMES {
+        for n in [2, 5, 8] {
+            check(collective, n, 256 * 1024);
+            check(collective, n, 256);
+        }
+    }
+}
