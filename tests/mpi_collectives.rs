@@ -168,7 +168,20 @@ fn a_process_with_another_collective_ends_with_one_message() {
     assert_eq!(finished.lines_with("collective: rank 0 has ring, rank 1 has butterfly"), 1, "{finished:?}");
 }
 
-/// A job that runs until its rank 2 receives `signal`, half a second after its start.
+/// Until MPI is up, which has no deadline of ours: then the process holds a page whose name is gone.
+fn wait_until_it_communicates(process: rustix::process::Pid) {
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while std::time::Instant::now() < until {
+        let maps =
+            std::fs::read_to_string(format!("/proc/{}/maps", process.as_raw_nonzero())).unwrap_or_default();
+        if maps.lines().any(|line| line.contains("/esync-") && line.ends_with("(deleted)")) {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+}
+
+/// A job that runs until its rank 2 receives `signal`, once it communicates.
 fn strike(signal: rustix::process::Signal) -> Finished {
     let marker = format!("MARKED={}-{}", std::process::id(), signal.as_raw());
     let arguments =
@@ -176,7 +189,8 @@ fn strike(signal: rustix::process::Signal) -> Finished {
     std::thread::scope(|scope| {
         scope.spawn(|| {
             let Some(victim) = process_of_rank(&marker, 2) else { return };
-            std::thread::sleep(std::time::Duration::from_millis(500));
+            wait_until_it_communicates(victim);
+            std::thread::sleep(std::time::Duration::from_millis(300));
             // If it is gone already, the test sees another exit code.
             let _ = rustix::process::kill_process(victim, signal);
         });

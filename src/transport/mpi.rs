@@ -76,6 +76,8 @@ impl Mpi {
     /// `Environment` if MPI was started before, grants too little, or does not see the ranks that the launcher announced
     /// (the program is linked to another MPI than the launcher's).
     pub fn initialize() -> Result<Mpi> {
+        // MPI_Init waits for all ranks and knows no deadline.
+        let _watchdog = Watchdog::start();
         let (universe, threading) = mpi::initialize_with_threading(mpi::Threading::Multiple)
             .ok_or_else(|| Error::Environment("MPI was initialised before in this process".into()))?;
         if threading < mpi::Threading::Serialized {
@@ -183,6 +185,34 @@ impl Requests {
                 self.slots.len() as u32 - 1
             }
         })
+    }
+}
+
+/// Ends the process if start-up takes longer than [`LONGEST_START`]. Dropping it calls it off.
+struct Watchdog {
+    _called_off: std::sync::mpsc::Sender<()>,
+}
+
+/// All processes of a job start together; slow file systems take seconds, not minutes.
+const LONGEST_START: Duration = Duration::from_secs(120);
+
+impl Watchdog {
+    fn start() -> Self {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let watch = move || {
+            if receiver.recv_timeout(LONGEST_START) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+                let rank = super::announced_rank();
+                eprintln!(
+                    "esync: rank {rank}: MPI has not started after {} s: a process of this job is stopped or cannot be \
+                     reached; look at all hosts, and start again",
+                    LONGEST_START.as_secs()
+                );
+                std::process::exit(6);
+            }
+        };
+        // Without the thread there is only no limit.
+        let _ = std::thread::Builder::new().name("start-up watchdog".into()).spawn(watch);
+        Watchdog { _called_off: sender }
     }
 }
 
