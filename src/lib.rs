@@ -17,6 +17,7 @@ pub mod buffer;
 pub mod collective;
 pub mod data;
 mod error;
+mod files;
 pub mod learner;
 pub mod policy;
 pub mod reduce;

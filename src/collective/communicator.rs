@@ -266,17 +266,16 @@ impl Communicator {
     pub fn gather_bytes(&mut self, own: &[u8]) -> Result<Vec<Vec<u8>>> {
         let member = Member { samples: own.len() as u64, ..Member::default() };
         let lengths: Vec<usize> = self.gather(member)?.members.iter().map(|m| m.samples as usize).collect();
-        let mut gathered = Vec::with_capacity(lengths.len());
-        for (root, len) in lengths.into_iter().enumerate() {
-            // Words, so that any algorithm's element type will do; the length was agreed on above.
-            let mut words = vec![0i32; len.div_ceil(4)];
-            if root == self.rank() {
-                bytemuck::cast_slice_mut(&mut words)[..len].copy_from_slice(own);
-            }
-            self.broadcast(&mut words, root)?;
-            gathered.push(bytemuck::cast_slice(&words)[..len].to_vec());
-        }
-        Ok(gathered)
+        // Equal blocks of words, so that each block is one rank's part, whatever the algorithm.
+        let block = lengths.iter().max().map_or(0, |longest| longest.div_ceil(4));
+        let mut words = vec![0i32; block * lengths.len()];
+        let mine = &mut words[block * self.rank()..][..block];
+        bytemuck::cast_slice_mut(mine)[..own.len()].copy_from_slice(own);
+        self.all_gather(&mut words)?;
+        let of = |(rank, len): (usize, &usize)| {
+            bytemuck::cast_slice(&words[block * rank..][..block])[..*len].to_vec()
+        };
+        Ok(lengths.iter().enumerate().map(of).collect())
     }
 
     fn operation(&self, kind: Kind, root: Rank) -> Operation {

@@ -2,12 +2,12 @@
 
 use super::Layout;
 use crate::error::{Error, Result};
+use crate::files::write_atomically;
 use bytemuck::cast_slice;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{self, Write};
 use std::path::Path;
 
 const FORMAT_VERSION: &str = "1";
@@ -30,23 +30,8 @@ pub struct WeightsInfo {
 pub fn save(path: &Path, layout: &Layout, parameters: &[f32], info: &WeightsInfo) -> Result<()> {
     check_length(layout, parameters)?;
     let header = header(layout, info);
-    let failed = |e: io::Error| Error::file(path, format!("cannot be written: {e}"));
-    let directory = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".weights-");
-    // Temporary files are private by default; the result is to be as readable as any other file of its user.
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let mut file = builder.tempfile_in(directory).map_err(failed)?;
-    file.write_all(&(header.len() as u64).to_le_bytes()).map_err(failed)?;
-    file.write_all(header.as_bytes()).map_err(failed)?;
-    file.write_all(cast_slice(parameters)).map_err(failed)?;
-    file.as_file().sync_all().map_err(failed)?;
-    file.persist(path).map_err(|e| failed(e.error))?;
-    Ok(())
+    let header_len = (header.len() as u64).to_le_bytes();
+    write_atomically(path, &[&header_len, header.as_bytes(), cast_slice(parameters)])
 }
 
 // The format is little-endian, and parameters are written as they lie in memory.

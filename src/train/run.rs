@@ -3,11 +3,12 @@
 use super::config::Config;
 use super::metrics::Metrics;
 use super::report::{Reporter, say};
-use super::summary::{StoppedBy, Summary, WorkerSummary, write_atomically};
+use super::summary::{StoppedBy, Summary, WorkerSummary};
 use super::watcher::{Limits, Signals, Watcher};
 use crate::collective::{Communicator, CommunicatorOptions, Member};
 use crate::data::{Dataset, load, partition};
 use crate::error::{Error, Result};
+use crate::files::write_atomically;
 use crate::learner::{Learner, TorchLearner, TorchOptions, set_threads, weights};
 use crate::policy::Update;
 use crate::policy::esync::Planning;
@@ -366,7 +367,7 @@ fn make_out(config: &Config) -> Result<PathBuf> {
     })?;
     // Without the directory, so that the file can be given again as it is.
     let again = Config { out: None, ..config.clone() };
-    write_atomically(&out.join("config.toml"), again.to_toml()?.as_bytes())?;
+    write_atomically(&out.join("config.toml"), &[again.to_toml()?.as_bytes()])?;
     Ok(out)
 }
 

@@ -1,10 +1,10 @@
 //! `summary.json`, and the table that a person sees at the end.
 
 use crate::error::{Error, Result};
+use crate::files::write_atomically;
 use crate::transport::Rank;
 use serde::{Deserialize, Serialize};
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::path::Path;
 
 /// Why training ended.
@@ -85,7 +85,7 @@ impl Summary {
     pub fn write(&self, path: &Path) -> Result<()> {
         let text = serde_json::to_string_pretty(self)
             .map_err(|e| Error::Internal(format!("the summary cannot be written as JSON: {e}")))?;
-        write_atomically(path, text.as_bytes())
+        write_atomically(path, &[text.as_bytes()])
     }
 
     /// The table for people.
@@ -143,13 +143,4 @@ fn bytes(count: u64) -> String {
         _ if count < 1e9 => format!("{:.1} MB", count / 1e6),
         _ => format!("{:.2} GB", count / 1e9),
     }
-}
-
-/// A file appears under its name only when it is complete.
-pub(crate) fn write_atomically(path: &Path, content: &[u8]) -> Result<()> {
-    let failed = |e: &dyn std::fmt::Display| Error::file(path, format!("cannot write: {e}"));
-    let folder = path.parent().unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(|e| failed(&e))?;
-    file.write_all(content).and_then(|()| file.as_file().sync_all()).map_err(|e| failed(&e))?;
-    file.persist(path).map(drop).map_err(|e| failed(&e))
 }
