@@ -112,7 +112,6 @@ pub struct Synchronizer {
     worker: Worker,
     watcher: Watcher,
     update: Update,
-    stopped: bool,
 }
 
 /// Remembers the last exchange, and stops at the budget.
@@ -129,9 +128,7 @@ impl Observer<FlatStore> for Watcher {
 
     fn exchanged(&mut self, report: &ExchangeReport, observed: Observed<'_, FlatStore>) -> Result<bool> {
         let global_samples = observed.totals.global_samples;
-        let samples: u64 = report.members.iter().map(|member| member.samples).sum();
-        let loss: f64 = report.members.iter().map(|member| member.loss * member.samples as f64).sum();
-        self.last = Some((global_samples, loss / samples.max(1) as f64));
+        self.last = Some((global_samples, report.mean_loss()));
         Ok(report.stop_wish != 0 || self.max_samples.is_some_and(|limit| global_samples >= limit))
     }
 }
@@ -181,7 +178,7 @@ impl Synchronizer {
             return Err(Error::Internal("a policy stopped before its first step".into()));
         };
         worker.clock().switch(Activity::Compute);
-        Ok(Synchronizer { store, worker, watcher, update, stopped: false })
+        Ok(Synchronizer { store, worker, watcher, update })
     }
 
     /// To be called after each step of the optimiser, with the step's samples and its mean training loss. The step's time is
@@ -190,7 +187,7 @@ impl Synchronizer {
     /// # Errors
     /// `Diverged` if a rank's loss is not a number; `Mismatch`, `Stalled`, `PeerLost`; `Usage` if called after the end.
     pub fn step_done(&mut self, samples: usize, loss: f64) -> Result<Synchronized> {
-        if self.stopped {
+        if self.worker.is_stopped() {
             return Err(Error::Usage("step_done was called after it had answered Stop".into()));
         }
         let seconds = self.worker.clock().switch(Activity::Other);
@@ -198,10 +195,7 @@ impl Synchronizer {
         let step = Step { seconds, samples, loss };
         let next = self.worker.stepped(step, self.update, &mut self.store, &mut self.watcher)?;
         match next {
-            Next::Stop => {
-                self.stopped = true;
-                return Ok(Synchronized::Stop);
-            }
+            Next::Stop => return Ok(Synchronized::Stop),
             Next::Step { update } => self.update = update,
         }
         self.worker.clock().switch(Activity::Compute);

@@ -111,8 +111,7 @@ impl Communicator {
             )));
         }
         let size = transport.size();
-        let mut hosts: Vec<&str> = (0..size).map(|rank| transport.peer(rank).host.as_str()).collect();
-        hosts.dedup();
+        let hosts: Vec<&str> = (0..size).map(|rank| transport.peer(rank).host.as_str()).collect();
         let number = |rank| {
             let host = &transport.peer(rank).host;
             hosts.iter().position(|other| other == host).unwrap_or_default() as u32
@@ -405,14 +404,7 @@ impl Communicator {
         let native =
             self.transport.native().ok_or_else(|| Error::Internal("native was checked before".into()))?;
         // SAFETY: the slice holds `count` elements and is ours for the call.
-        let result = unsafe { native.all_reduce(bytes.as_mut_ptr(), count, element, operator, wait) };
-        if let Err(error @ (Error::Stalled { .. } | Error::PeerLost { .. })) = &result
-            && self.transport.name() == "mpi"
-        {
-            // MPI may still write to the caller's buffer: it must not be freed while the process lives.
-            self.transport.abort(error);
-        }
-        result?;
+        unsafe { native.all_reduce(bytes.as_mut_ptr(), count, element, operator, wait)? };
         let size = self.size() as u64;
         let bytes = 2 * (size - 1) * bytes.len() as u64 / size;
         self.bytes_sent += bytes;

@@ -64,6 +64,15 @@ pub struct ExchangeReport {
     pub stop_wish: u64,
 }
 
+impl ExchangeReport {
+    /// The mean training loss over the samples of all ranks' rounds.
+    pub fn mean_loss(&self) -> f64 {
+        let samples: u64 = self.members.iter().map(|member| member.samples).sum();
+        let sum: f64 = self.members.iter().map(|member| member.loss * member.samples as f64).sum();
+        sum / samples.max(1) as f64
+    }
+}
+
 /// What an observer works with.
 pub struct Observed<'a, M> {
     /// The model, after the exchange.

@@ -48,7 +48,8 @@ pub fn train(config: &Config, transport: Arc<dyn Transport>, signals: &Signals) 
     agree_on_configuration(config, transport.clone())?;
     config.check_for_size(size)?;
     let mut communicator = Communicator::new(transport, config.communicator_options()?)?;
-    set_threads(threads_per_rank(config, &communicator));
+    let threads = threads_per_rank(config, &communicator);
+    set_threads(threads);
 
     let dataset = Arc::new(load(&config.dataset, config.data_dir.as_deref())?);
     let shards = partition(&dataset.train.labels, config.split, size, config.seed)?;
@@ -94,7 +95,7 @@ pub fn train(config: &Config, transport: Arc<dyn Transport>, signals: &Signals) 
     let reporter = Reporter::new(config.progress, config.report_every.0, rank == 0, limits.samples);
     let mut watcher = Watcher::new(limits, metrics, reporter, signals.clone(), config.mode == "local");
     if rank == 0 {
-        print_first_lines(config, &mut worker, &dataset, &out);
+        print_first_lines(config, &mut worker, &dataset, threads, &out);
         if let Some(notice) = &notice {
             say(&format!("note: {notice}"));
             watcher.metrics().event("warning", json!({ "text": notice }))?;
@@ -383,11 +384,10 @@ fn threads_per_rank(config: &Config, communicator: &Communicator) -> usize {
     })
 }
 
-fn print_first_lines(config: &Config, worker: &mut Worker, dataset: &Dataset, out: &Path) {
+fn print_first_lines(config: &Config, worker: &mut Worker, dataset: &Dataset, threads: usize, out: &Path) {
     let state_server = worker.state_server().map_or(String::new(), |name| format!(" (state server: {name})"));
     let mode = worker.mode();
     let communicator = worker.communicator();
-    let threads = threads_per_rank(config, communicator);
     let plural = |count: usize, word: &str| format!("{count} {word}{}", if count == 1 { "" } else { "s" });
     say(&format!(
         "esync {}: {} on {}, transport {}, collective {}, {} of arithmetic each",

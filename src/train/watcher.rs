@@ -67,7 +67,6 @@ pub(super) struct Watcher {
     pub(super) last_score: Option<(Score, u64)>,
     pub(super) time_to_target_seconds: Option<f64>,
     pub(super) stopped_by: Option<StoppedBy>,
-    local_steps: u64,
     /// This run makes no exchanges: limits are checked after every step.
     is_alone: bool,
 }
@@ -103,7 +102,6 @@ impl Watcher {
             last_score: None,
             time_to_target_seconds: None,
             stopped_by: None,
-            local_steps: 0,
             is_alone,
         }
     }
@@ -191,7 +189,7 @@ impl Watcher {
         self.reporter.show(&Line {
             elapsed,
             round: report.exchange,
-            loss: mean_loss(report),
+            loss: report.mean_loss(),
             accuracy: self.last_score.map(|(score, _)| score.accuracy),
             global_samples: observed.totals.global_samples,
             local_steps: &local_steps,
@@ -199,13 +197,6 @@ impl Watcher {
             exchange_seconds: report.exchange_seconds,
         });
     }
-}
-
-/// Over the samples of all ranks' rounds.
-fn mean_loss(report: &ExchangeReport) -> f64 {
-    let samples: u64 = report.members.iter().map(|member| member.samples).sum();
-    let sum: f64 = report.members.iter().map(|member| member.loss * member.samples as f64).sum();
-    sum / samples.max(1) as f64
 }
 
 impl<L: Learner + ?Sized> Observer<Box<L>> for Watcher {
@@ -226,9 +217,8 @@ impl<L: Learner + ?Sized> Observer<Box<L>> for Watcher {
     }
 
     fn stepped(&mut self, step: &Step, observed: Observed<'_, Box<L>>) -> Result<bool> {
-        self.local_steps += 1;
         let event = StepEvent {
-            local_step: self.local_steps,
+            local_step: observed.totals.local_steps,
             step_seconds: step.seconds,
             samples: step.samples,
             loss: step.loss,

@@ -124,8 +124,8 @@ pub trait Native {
     /// [`Transport::wait`].
     ///
     /// # Safety
-    /// `buffer` points to `count` elements of `element`, which nobody else touches during the call. If the call ends in
-    /// `Stalled` under MPI, the buffer may be in use until the process ends.
+    /// `buffer` points to `count` elements of `element`, which nobody else touches during the call. A back end
+    /// that cannot give the buffer back after a failure does not return: it ends the job with [`Transport::abort`].
     unsafe fn all_reduce(
         &self,
         buffer: *mut u8,

@@ -114,7 +114,10 @@ impl Native for Mpi {
                 break;
             }
             let others = || self.peers.iter().filter(|peer| peer.rank != self.rank).cloned().collect();
-            vigil.pass_time(self, wait, others)?;
+            if let Err(error) = vigil.pass_time(self, wait, others) {
+                // MPI may still write to the caller's buffer: it must not be freed while the process lives.
+                self.abort(&error);
+            }
         }
         if operator == Operator::Average {
             // SAFETY: the caller promised `count` valid elements, and the operation is complete.
