@@ -156,7 +156,7 @@ fn traffic(operation: &Operation, topology: &Topology, len: usize) -> Traffic {
 fn divisible(sizes: &[usize]) -> usize {
     let multiple =
         |a: usize, b: usize| (1..).map(|k| k * a).find(|m| m.is_multiple_of(b)).expect("a·b at most");
-    sizes.iter().copied().fold(2, multiple) * sizes.len() * sizes.iter().sum::<usize>()
+    2 * sizes.iter().copied().fold(1, multiple) * sizes.len() * sizes.iter().sum::<usize>()
 }
 
 /// 2(N−1)/N · S out of and into every host, shared alike by its ranks.
