@@ -7,8 +7,10 @@
 //! - Integers wrap; their average truncates toward zero.
 
 mod kernels;
+pub mod wire;
 
 pub use kernels::{Target, reduce_into, scale_for_average};
+pub use wire::WireFormat;
 
 use half::{bf16, f16};
 use serde::{Deserialize, Serialize};
