@@ -10,17 +10,13 @@ pub(super) trait Codec {
 
     fn encode(values: &[f32], into: &mut [u8]);
 
-    fn decode(from: &[u8], into: &mut [f32]) {
-        Self::each(from, into, |_, value| value);
-    }
+    /// The targets become what `from` holds, or with `ADD` that is added to them on the right.
+    fn read<const ADD: bool>(from: &[u8], targets: &mut [f32]);
+}
 
-    /// `sum += from`, the sum on the left.
-    fn add(from: &[u8], sum: &mut [f32]) {
-        Self::each(from, sum, |sum, value| sum + value);
-    }
-
-    /// Each target becomes `operation(target, decoded)`.
-    fn each(from: &[u8], target: &mut [f32], operation: impl Fn(f32, f32) -> f32);
+#[inline(always)]
+fn set_or_add<const ADD: bool>(target: &mut f32, value: f32) {
+    *target = if ADD { *target + value } else { value };
 }
 
 /// What is to be done with the codec of a format.
@@ -68,9 +64,9 @@ impl Codec for Single {
     }
 
     #[inline(always)]
-    fn each(from: &[u8], target: &mut [f32], operation: impl Fn(f32, f32) -> f32) {
-        for (from, target) in from.as_chunks().0.iter().zip(target) {
-            *target = operation(*target, f32::from_le_bytes(*from));
+    fn read<const ADD: bool>(from: &[u8], targets: &mut [f32]) {
+        for (from, target) in from.as_chunks().0.iter().zip(targets) {
+            set_or_add::<ADD>(target, f32::from_le_bytes(*from));
         }
     }
 }
@@ -89,9 +85,9 @@ impl Codec for Half {
     }
 
     #[inline(always)]
-    fn each(from: &[u8], target: &mut [f32], operation: impl Fn(f32, f32) -> f32) {
-        for (from, target) in from.as_chunks().0.iter().zip(target) {
-            *target = operation(*target, f16::from_le_bytes(*from).to_f32());
+    fn read<const ADD: bool>(from: &[u8], targets: &mut [f32]) {
+        for (from, target) in from.as_chunks().0.iter().zip(targets) {
+            set_or_add::<ADD>(target, f16::from_le_bytes(*from).to_f32());
         }
     }
 }
@@ -127,22 +123,21 @@ impl Codec for HalfF16c {
     }
 
     #[inline(always)]
-    fn each(from: &[u8], target: &mut [f32], operation: impl Fn(f32, f32) -> f32) {
-        use std::arch::x86_64::{_mm_loadu_si128, _mm256_cvtph_ps, _mm256_storeu_ps};
-        let (eights, rest) = target.as_chunks_mut::<8>();
+    fn read<const ADD: bool>(from: &[u8], targets: &mut [f32]) {
+        use std::arch::x86_64::{
+            _mm_loadu_si128, _mm256_add_ps, _mm256_cvtph_ps, _mm256_loadu_ps, _mm256_storeu_ps,
+        };
+        let (eights, rest) = targets.as_chunks_mut::<8>();
         let (from, last) = from.split_at(16 * eights.len());
         for (eight, from) in eights.iter_mut().zip(from.as_chunks::<16>().0) {
-            let mut decoded = [0f32; 8];
             // SAFETY: as above.
             unsafe {
-                let halves = _mm_loadu_si128(from.as_ptr().cast());
-                _mm256_storeu_ps(decoded.as_mut_ptr(), _mm256_cvtph_ps(halves));
-            }
-            for (target, value) in eight.iter_mut().zip(decoded) {
-                *target = operation(*target, value);
+                let value = _mm256_cvtph_ps(_mm_loadu_si128(from.as_ptr().cast()));
+                let value = if ADD { _mm256_add_ps(_mm256_loadu_ps(eight.as_ptr()), value) } else { value };
+                _mm256_storeu_ps(eight.as_mut_ptr(), value);
             }
         }
-        Half::each(last, rest, operation);
+        Half::read::<ADD>(last, rest);
     }
 }
 
@@ -164,9 +159,9 @@ impl Codec for Brain {
     }
 
     #[inline(always)]
-    fn each(from: &[u8], target: &mut [f32], operation: impl Fn(f32, f32) -> f32) {
-        for (from, target) in from.as_chunks().0.iter().zip(target) {
-            *target = operation(*target, f32::from_bits(u32::from(u16::from_le_bytes(*from)) << 16));
+    fn read<const ADD: bool>(from: &[u8], targets: &mut [f32]) {
+        for (from, target) in from.as_chunks().0.iter().zip(targets) {
+            set_or_add::<ADD>(target, f32::from_bits(u32::from(u16::from_le_bytes(*from)) << 16));
         }
     }
 }
@@ -214,11 +209,11 @@ impl Codec for Int8 {
     }
 
     #[inline(always)]
-    fn each(from: &[u8], target: &mut [f32], operation: impl Fn(f32, f32) -> f32) {
+    fn read<const ADD: bool>(from: &[u8], targets: &mut [f32]) {
         let Some((scale, from)) = from.split_first_chunk() else { return };
         let step = f32::from_le_bytes(*scale);
-        for (from, target) in from.iter().zip(target) {
-            *target = operation(*target, f32::from(*from as i8) * step);
+        for (from, target) in from.iter().zip(targets) {
+            set_or_add::<ADD>(target, f32::from(*from as i8) * step);
         }
     }
 }

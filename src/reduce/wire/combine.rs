@@ -91,7 +91,7 @@ impl Job for Combine<'_> {
                 sum.iter_mut().for_each(|sum| *sum *= factor);
             }
             C::encode(sum, result);
-            C::decode(result, values);
+            C::read::<false>(result, values);
         }
     }
 }
@@ -109,11 +109,11 @@ fn add_all<'a, C: Codec>(
     for rank in 0..count {
         match waiting[..top].last_mut() {
             Some(last) if in_rank_order || last.count == 1 => {
-                C::add(operand(rank), &mut last.sum[..len]);
+                C::read::<true>(operand(rank), &mut last.sum[..len]);
                 last.count += 1;
             }
             _ => {
-                C::decode(operand(rank), &mut waiting[top].sum[..len]);
+                C::read::<false>(operand(rank), &mut waiting[top].sum[..len]);
                 waiting[top].count = 1;
                 top += 1;
             }

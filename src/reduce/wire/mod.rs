@@ -174,7 +174,7 @@ impl Job for Decode<'_> {
     #[inline(always)]
     fn run<C: Codec>(self) {
         for (from, into) in self.from.chunks(C::BLOCK_BYTES).zip(self.into.chunks_mut(BLOCK)) {
-            C::decode(from, into);
+            C::read::<false>(from, into);
         }
     }
 }
