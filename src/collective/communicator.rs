@@ -267,6 +267,22 @@ impl Communicator {
         self.remember(result)
     }
 
+    /// [`all_reduce_entered`](Self::all_reduce_entered) of a vector that must not be rounded: in its own type, whatever the
+    /// wire is.
+    ///
+    /// # Errors
+    /// As [`all_reduce`](Self::all_reduce).
+    pub fn all_reduce_entered_exact<T: Element>(
+        &mut self,
+        buffer: &mut [T],
+        operator: Operator,
+    ) -> Result<()> {
+        let wire = std::mem::take(&mut self.options.wire);
+        let result = self.all_reduce_entered(buffer, operator);
+        self.options.wire = wire;
+        result
+    }
+
     /// Sends every rank's bytes to every rank, in rank order. For small things such as configurations.
     ///
     /// # Errors

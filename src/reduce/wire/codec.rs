@@ -217,3 +217,48 @@ impl Codec for Int8 {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn through<C: Codec>(values: &[f32], sums: &mut [f32]) -> Vec<u8> {
+        let mut encoded = vec![0; C::BLOCK_BYTES];
+        let bytes = encoded.len() - (BLOCK - values.len()) * (C::BLOCK_BYTES / BLOCK);
+        let encoded = &mut encoded[..bytes];
+        C::encode(values, encoded);
+        C::read::<true>(encoded, sums);
+        encoded.to_vec()
+    }
+
+    /// The same without what this processor can do more.
+    #[test]
+    fn every_processor_writes_and_reads_the_same_bits() {
+        struct Through<'a>(&'a [f32], &'a mut [f32], &'a mut Vec<u8>);
+        impl Job for Through<'_> {
+            fn run<C: Codec>(self) {
+                *self.2 = through::<C>(self.0, self.1);
+            }
+        }
+        for seed in 0..5000u32 {
+            let random = |index: u32| (seed << 8 ^ index).wrapping_mul(0x9e37_79b9).rotate_left(13);
+            let values: Vec<f32> =
+                (0..BLOCK as u32 - seed % 20).map(|index| f32::from_bits(random(index))).collect();
+            let start: Vec<f32> = (0..values.len() as u32).map(|index| random(index) as f32 * 1e-9).collect();
+            let check = |format, plain: fn(&[f32], &mut [f32]) -> Vec<u8>| {
+                let (mut sums, mut plain_sums) = (start.clone(), start.clone());
+                let mut encoded = Vec::new();
+                dispatch(format, Through(&values, &mut sums, &mut encoded));
+                assert_eq!(encoded, plain(&values, &mut plain_sums), "{format}");
+                let same = |(sum, plain): (&f32, &f32)| {
+                    sum.to_bits() == plain.to_bits() || sum.is_nan() && plain.is_nan()
+                };
+                assert!(sums.iter().zip(&plain_sums).all(same), "{format}");
+            };
+            check(WireFormat::F32, through::<Single>);
+            check(WireFormat::F16, through::<Half>);
+            check(WireFormat::Bf16, through::<Brain>);
+            check(WireFormat::Int8, through::<Int8>);
+        }
+    }
+}
