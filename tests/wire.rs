@@ -377,6 +377,28 @@ fn what_cannot_be_narrowed_is_refused_by_name_and_nothing_breaks() {
 }
 
 #[test]
+fn what_must_not_be_rounded_travels_as_it_is() {
+    let sum = |wire, exact: bool| {
+        let options = CommunicatorOptions { wire, ..options("binary-blocks") };
+        on_ranks(6, &options, |communicator| {
+            let rank = communicator.rank();
+            let mut vector: Vec<f32> = (0..600).map(|index| f32::random(mixed(9, rank, index))).collect();
+            communicator.enter(vector.len(), Operator::Sum, Member::default())?;
+            match exact {
+                true => communicator.all_reduce_entered_exact(&mut vector, Operator::Sum)?,
+                false => communicator.all_reduce_entered(&mut vector, Operator::Sum)?,
+            }
+            // The wire is back afterwards.
+            assert_eq!(communicator.options().wire, wire);
+            Ok(bits(&vector))
+        })
+    };
+    let expected = sum(WireFormat::F32, false);
+    assert_eq!(sum(WireFormat::Int8, true), expected);
+    assert_ne!(sum(WireFormat::Int8, false), expected);
+}
+
+#[test]
 fn ranks_with_different_wires_all_see_it() {
     let results = ranks_with_wires(&[WireFormat::Int8, WireFormat::Int8, WireFormat::Bf16]);
     for (rank, result) in results.into_iter().enumerate() {
