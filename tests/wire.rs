@@ -205,7 +205,7 @@ impl Case {
             let bits = mixed(self.seed, rank, index);
             match self.specials {
                 0 => f32::random(bits),
-                often if bits % often == 0 => f32::special(bits / often),
+                often if bits.is_multiple_of(often) => f32::special(bits / often),
                 _ => f32::random(bits),
             }
         };
