@@ -3,7 +3,7 @@
 use super::ByteSize;
 use crate::collective::{Kind, Order};
 use crate::error::{Error, Result};
-use crate::reduce::{ElementType, Operator};
+use crate::reduce::{ElementType, Operator, WireFormat};
 use crate::train::TransportChoice;
 use clap::{Args, ValueEnum};
 use std::path::PathBuf;
@@ -77,6 +77,9 @@ pub struct Flags {
     /// The order of summation: auto, canonical, rank, fastest
     #[arg(long, value_parser = order, default_value = "auto", help_heading = "What")]
     pub order: Order,
+    /// What an all-reduce's vectors of f32 travel as: f32, f16, bf16, int8. All but f32 round them, and take the two-shot form
+    #[arg(long, value_name = "FORMAT", default_value_t, help_heading = "What")]
+    pub wire: WireFormat,
     /// Type of the elements: f32, f64, i32, i64, f16, bf16
     #[arg(short = 'd', long = "type", visible_alias = "datatype", value_name = "TYPE", value_parser = element, default_value = "f32", help_heading = "What")]
     pub element: ElementType,

@@ -39,7 +39,8 @@ pub(super) fn measure<T: Number>(
     count: usize,
 ) -> Result<Measurement> {
     let contributions =
-        Contributions::<T>::new(flags.op, flags.operator, communicator.rank(), communicator.size());
+        Contributions::<T>::new(flags.op, flags.operator, communicator.rank(), communicator.size())
+            .over(flags.wire);
     let mut input = FlatBuffer::new(count);
     contributions.fill(&mut input);
     let vector = input.clone();

@@ -37,17 +37,18 @@ impl Output {
         match self.format {
             Format::Json => Ok(()),
             Format::Csv => self.line(
-                "op,collective,transport,ranks,order,bytes,count,type,redop,in_place,registered,time_us_min,time_us_median,\
+                "op,collective,transport,ranks,order,wire,bytes,count,type,redop,in_place,registered,time_us_min,time_us_median,\
                  time_us_p95,time_us_p99,algbw_gbps,busbw_gbps,wrong,iterations,result_hash",
             ),
             Format::Table => {
                 let (ranks, hosts) = (plural(transport.size(), "rank"), plural(hosts, "host"));
                 self.line(&format!(
-                    "# esync-bench {}: {}, {ranks} over {} on {hosts}, order {}",
+                    "# esync-bench {}: {}, {ranks} over {} on {hosts}, order {}, wire {}",
                     env!("CARGO_PKG_VERSION"),
                     flags.op,
                     transport.name(),
-                    flags.order
+                    flags.order,
+                    flags.wire
                 ))?;
                 self.line("# in place; time_us is the median of the slowest rank's times; GB/s with GB = 10^9 bytes")?;
                 self.line(&format!(
@@ -67,11 +68,12 @@ impl Output {
                 self.line(&line)
             }
             Format::Csv => self.line(&format!(
-                "{},{collective},{},{},{},{bytes},{count},{element},{redop},{},{},{},{},{},{},{algbw_gbps},{busbw_gbps},{},{},{}",
+                "{},{collective},{},{},{},{},{bytes},{count},{element},{redop},{},{},{},{},{},{},{algbw_gbps},{busbw_gbps},{},{},{}",
                 record.op,
                 record.transport,
                 record.ranks,
                 record.order,
+                record.wire,
                 record.in_place,
                 record.registered,
                 time_us.min,

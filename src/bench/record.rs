@@ -1,6 +1,7 @@
 //! One line of results.
 
 use crate::collective::{Kind, Order};
+use crate::reduce::WireFormat;
 use serde::Serialize;
 
 /// Microseconds of an iteration on its slowest rank, over all iterations.
@@ -47,6 +48,8 @@ pub struct Record {
     pub ranks: usize,
     /// The order of summation that was asked for.
     pub order: Order,
+    /// What the vectors travelled as.
+    pub wire: WireFormat,
     /// Bytes of one rank's whole vector.
     pub bytes: usize,
     /// Its elements.

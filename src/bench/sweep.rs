@@ -5,8 +5,8 @@ use super::output::Output;
 use super::record::bus_factor;
 use super::{ByteSize, Flags, Record, Times, sweep_of};
 use crate::collective::{
-    COLLECTIVE_NAMES, Collective, Communicator, CommunicatorOptions, Native, Operation, Topology,
-    collective_by_name,
+    COLLECTIVE_NAMES, Collective, Communicator, CommunicatorOptions, Kind, Native, Operation, TWO_SHOT,
+    Topology, collective_by_name,
 };
 use crate::error::{Error, Result};
 use crate::reduce::ElementType;
@@ -23,6 +23,13 @@ pub struct Outcome {
 }
 
 const DEFAULT_LARGEST: ByteSize = ByteSize(16 << 20);
+
+/// The collective of a communicator whose all-reduce takes another form anyway: one with all orders.
+const CARRIER: &str = "parameter-server";
+
+fn is_narrow(flags: &Flags) -> bool {
+    flags.op == Kind::AllReduce && flags.wire.narrows(flags.element)
+}
 
 /// What the flags mean.
 struct Sweep<'a> {
@@ -51,7 +58,15 @@ impl<'a> Sweep<'a> {
         let largest = flags.max_bytes.unwrap_or(DEFAULT_LARGEST.max(flags.min_bytes));
         let counts = sweep_of(flags.min_bytes, largest, flags.step_factor, flags.element.size())?;
         let all = flags.collective.iter().any(|name| name == "all");
+        let is_narrow = is_narrow(flags);
+        if is_narrow && !all {
+            return Err(Error::Usage(format!(
+                "--wire {} of {} always takes the form `{TWO_SHOT}`: leave --collective out",
+                flags.wire, flags.element
+            )));
+        }
         let names = match all {
+            true if is_narrow => vec![CARRIER],
             true => COLLECTIVE_NAMES.to_vec(),
             false => flags.collective.iter().map(String::as_str).collect(),
         };
@@ -80,6 +95,7 @@ impl<'a> Sweep<'a> {
         let options = CommunicatorOptions {
             collective,
             order: self.flags.order,
+            wire: self.flags.wire,
             timeout: self.flags.timeout,
             ..CommunicatorOptions::default()
         };
@@ -165,10 +181,11 @@ impl<'a> Sweep<'a> {
         let rounded = |gbps: f64| (gbps * 1e6).round() / 1e6;
         Record {
             op: flags.op.to_string(),
-            collective: name.into(),
+            collective: if is_narrow(flags) { TWO_SHOT } else { name }.into(),
             transport: transport.name().into(),
             ranks: transport.size(),
             order: flags.order,
+            wire: flags.wire,
             bytes,
             count,
             element: flags.element.name(),
