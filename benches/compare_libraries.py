@@ -3,6 +3,7 @@
 
     benches/compare_libraries.py --quick                     # under 3 minutes
     benches/compare_libraries.py --tuned --output all.json   # under 25 minutes
+
 float32 sums in place, one process a rank. A time is that of the slowest rank; each process reports the median over its calls,
 and the table has the median over the rounds. In a round, for each number of ranks, every library runs one short process over
 all sizes; each round begins with another library. Vectors are rewritten before each call, every element is checked, and the
