@@ -3,6 +3,7 @@
 
     benches/compare_libraries.py --quick                     # under 3 minutes
     benches/compare_libraries.py --tuned --output all.json   # under 25 minutes
+    benches/compare_libraries.py --same-algorithm            # esync over MPI against that MPI's algorithms of the same name
 
 float32 sums in place, one process a rank. A time is that of the slowest rank; each process reports the median over its calls,
 and the table has the median over the rounds. In a round, for each number of ranks, every library runs one short process over
@@ -20,10 +21,12 @@ import os
 import pathlib
 import platform
 import random
+import signal
 import subprocess
 import sys
 import time
 
+from peers import same_algorithm
 from peers.esync import Esync
 from peers.libraries import CORES, DEFAULT, Missing, all_libraries
 from peers.load import ForeignLoad
@@ -53,6 +56,16 @@ def list_of(parse):
     return lambda text: [parse(word) for word in text.split(",")]
 
 
+def end(process):
+    """Ends a launcher and all its ranks: kindly, so that it can clean up, then not."""
+    process.terminate()
+    try:
+        process.communicate(timeout=5)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
 def measure_peer(library, setting, ranks, sizes, seconds, timeout):
     """Records by size. Raises `Missing` if the program fails."""
     arguments = ["--bytes", ",".join(map(str, sizes)), "--seconds", str(seconds), "--label", setting.name]
@@ -62,16 +75,11 @@ def measure_peer(library, setting, ranks, sizes, seconds, timeout):
                                stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
         output, errors = process.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired as error:
-        raise Missing(f"{ranks} ranks did not end within {timeout:.0f} s") from error
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            try:
-                process.wait(5)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, 9)
-                process.wait()
+    except BaseException as error:
+        end(process)
+        if isinstance(error, subprocess.TimeoutExpired):
+            raise Missing(f"{ranks} ranks did not end within {timeout:.0f} s") from error
+        raise
     records = {}
     for line in filter(lambda line: line.startswith("{"), output.splitlines()):
         record = json.loads(line)
@@ -217,6 +225,8 @@ def parse_options():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer sizes, ranks and rounds: under 3 minutes")
     parser.add_argument("--tuned", action="store_true", help="also the best of each peer's algorithm settings")
+    parser.add_argument("--same-algorithm", action="store_true",
+                        help="esync's schedules over the system's Open MPI against its algorithms of the same name")
     parser.add_argument("--ranks", type=list_of(int), help="numbers of ranks, such as 2,4,8")
     parser.add_argument("--sizes", type=list_of(parse_size), help="bytes of a vector, such as 4,64K,100000000")
     parser.add_argument("--rounds", type=int, help="interleaved rounds (3; quick: 1)")
@@ -232,7 +242,8 @@ def parse_options():
     parser.add_argument("--output", type=pathlib.Path, help="write everything that was measured to this file, as JSON")
     options = parser.parse_args()
     options.ranks = options.ranks or (QUICK_RANKS if options.quick else RANKS)
-    options.sizes = sorted(options.sizes or (QUICK_SIZES if options.quick else SIZES))
+    sizes = same_algorithm.SIZES if options.same_algorithm else QUICK_SIZES if options.quick else SIZES
+    options.sizes = sorted(options.sizes or sizes)
     options.rounds = options.rounds or (1 if options.quick else 3)
     options.seconds = options.seconds or (0.2 if options.quick else 0.4)
     cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
@@ -257,6 +268,8 @@ def usable(options):
 
 def main():
     options = parse_options()
+    if options.same_algorithm:
+        return same_algorithm.compare(options, measure_peer)
     libraries, missing = usable(options)
     esync = None
     if options.esync != "none":

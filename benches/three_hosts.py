@@ -13,6 +13,7 @@ end, also after ^C. The exit code is 3 where namespaces are not allowed, and 1 i
 
 import argparse
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -70,6 +71,8 @@ def main():
     mode.add_argument("--esync", default=str(ROOT / "target/release/esync-bench"), help="the program")
     mode.add_argument("--output", type=pathlib.Path, help="write everything that was measured to this file, as JSON")
     options = parser.parse_args()
+    # As ^C, so that everything is removed.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if options.mode == "compare":
             return compare(options, rates_of)

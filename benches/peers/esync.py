@@ -26,18 +26,19 @@ class Esync:
 
     key, title = "esync", "esync"
 
-    def __init__(self, program, collective):
+    def __init__(self, program, collective=None, transport=None):
         self.program = pathlib.Path(program or ROOT / "target/release/esync-bench")
         if not self.program.exists():
             raise Missing(f"{self.program} does not exist: build it with `cargo build --release`, or name it with --esync")
         self.help = output_of([str(self.program), "--help"])
         self.version = output_of([str(self.program), "--version"]).split()[-1]
-        self.has_shm = "shm" in self.help
-        self.has_buffers = "--buffers" in self.help
-        self.collective = collective or ("native" if self.has_shm else "all")
+        self.transport = transport or ("shm" if "shm" in self.help else "mpi")
+        # Over shared memory `native` is that memory's own path; over MPI it would be MPI's.
+        self.collective = collective or ("native" if self.transport == "shm" else "all")
 
     def variants(self):
-        return VARIANTS if self.has_buffers else [variant for variant in VARIANTS if variant.buffers == "private"]
+        can_register = self.transport == "shm" and "--buffers" in self.help
+        return VARIANTS if can_register else [variant for variant in VARIANTS if variant.buffers == "private"]
 
     def command(self, variant, ranks, arguments):
         common = ["--op", "all-reduce", "--type", "f32", "--operator", "sum", "--format", "json", "--check", "1",
@@ -46,7 +47,7 @@ class Esync:
                             ("--timing", "barrier")):
             if flag in self.help:
                 common += [flag, value]
-        if self.has_shm:
+        if self.transport == "shm":
             command = [str(self.program), "--ranks", str(ranks), "--transport", "shm"]
             return [*command, *common, *arguments], clean_environment()
         yields = "1" if ranks > CORES else "0"
