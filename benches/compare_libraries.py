@@ -26,6 +26,7 @@ import subprocess
 import sys
 import time
 
+import realtime
 from peers import same_algorithm
 from peers.esync import Esync
 from peers.libraries import CORES, DEFAULT, Missing, all_libraries
@@ -235,8 +236,7 @@ def parse_options():
     parser.add_argument("--tuning-seconds", type=float, default=0.05, help="the same while settings are tried")
     parser.add_argument("--timeout", type=float, default=180, help="seconds after which a process is given up")
     parser.add_argument("--tuning-timeout", type=float, default=40, help="the same while settings are tried")
-    parser.add_argument("--realtime", action="store_true",
-                        help="run everything at a real-time priority, for a machine where others work too; needs root")
+    realtime.add_flag(parser)
     parser.add_argument("--peers", type=pathlib.Path, help="folder for the installed peers (the user's cache)")
     parser.add_argument("--only", type=lambda text: text.split(","), help="keys of peers: openmpi,mpich,impi,torch,system-openmpi")
     parser.add_argument("--torch-python", help="a Python that has torch, instead of installing one (some GB)")
@@ -252,12 +252,7 @@ def parse_options():
     cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
     options.peers = (options.peers or cache / "esync" / "peers").resolve()
     options.begun = time.monotonic()
-    if options.realtime:
-        try:
-            # Round robin among our own ranks, and before everybody else; children inherit it.
-            os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
-        except PermissionError:
-            parser.error("--realtime needs root")
+    realtime.obey_flag(parser, options)
     return options
 
 

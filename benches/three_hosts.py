@@ -3,8 +3,8 @@
 
     benches/three_hosts.py run -- hostname
     benches/three_hosts.py --slots 3+2+1 run -- target/release/esync-bench --collective ring
-    benches/three_hosts.py --rate 1gbit --slow 2:100mbit compare
-    benches/three_hosts.py compare --slots 2+2+2,3+2+1 --output hosts.json
+    benches/three_hosts.py --rate 200mbit --slow 2:50mbit compare
+    benches/three_hosts.py --slots 2+2+2,3+2+1 compare --output hosts.json
 
 `run` runs a command on all ranks and prints what crossed each host's link. `compare` runs every collective of esync-bench at
 several lengths, interleaved, and prints time and bytes of each, and who wins. Links, hosts and processes are removed in the
@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 
+import realtime
 from hosts.compare import compare
 from hosts.launch import Failed, environment, mpirun
 from hosts.network import Hosts, NotPossible
@@ -58,8 +59,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--slots", type=lambda text: [parse_slots(word) for word in text.split(",")],
                         default=[[2, 2, 2]], help="ranks of each host (2+2+2); compare takes several, separated by commas")
-    parser.add_argument("--rate", default="1gbit", help="of every host's link, each direction, in tc's words (1gbit)")
+    parser.add_argument("--rate", default="200mbit", help="of every host's link, each direction, in tc's words (%(default)s)")
     parser.add_argument("--slow", help="other rates of some links, such as 2:100mbit")
+    realtime.add_flag(parser)
     modes = parser.add_subparsers(dest="mode", required=True)
     mode = modes.add_parser("run", help="run a command")
     mode.add_argument("command", nargs=argparse.REMAINDER)
@@ -71,6 +73,7 @@ def main():
     mode.add_argument("--esync", default=str(ROOT / "target/release/esync-bench"), help="the program")
     mode.add_argument("--output", type=pathlib.Path, help="write everything that was measured to this file, as JSON")
     options = parser.parse_args()
+    realtime.obey_flag(parser, options)
     # As ^C, so that everything is removed.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
