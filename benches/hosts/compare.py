@@ -10,6 +10,7 @@ import sys
 
 from hosts.launch import Failed, output_of
 from hosts.network import Hosts, NotPossible
+from peers.esync import known_flags
 
 # Ratios closer to 1 than this are ties.
 TIE = 1.15
@@ -60,12 +61,17 @@ class Comparison:
     def __init__(self, options, hosts, slots, names):
         self.options, self.hosts, self.slots, self.names = options, hosts, slots, names
         self.sizes = [parse_size(word) for word in options.sizes.split(",")]
+        help_text = subprocess.run([options.esync, "--help"], capture_output=True, text=True).stdout
+        # One record a run, of calls that are all counted.
+        self.fixed = known_flags(help_text, {"--buffers": "private", "--placement": "in", "--refresh": "rewrite",
+                                             "--timing": "barrier", "--ceiling": "off", "--repeat-contaminated": "0"})
         self.cells = collections.defaultdict(Cell)
         self.refused = {}
 
     def bench(self, name, bytes_, *flags):
         command = [self.options.esync, "--transport", "mpi", "--op", OPERATION, "--collective", name, "-b", str(bytes_), "-e",
-                   str(bytes_), "--seconds-per-size", str(self.options.seconds), "--format", "json", "--timeout", "60s", *flags]
+                   str(bytes_), "--seconds-per-size", str(self.options.seconds), "--format", "json", "--timeout", "60s",
+                   *self.fixed, *flags]
         output, traffic = output_of(self.hosts, self.slots, command, timeout=150)
         records = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
         if len(records) != 1:

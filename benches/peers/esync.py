@@ -9,6 +9,11 @@ from peers.libraries import CORES, Missing, clean_environment, output_of
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 
 
+def known_flags(help_text, flags):
+    """Those that the program has, as words of a command line."""
+    return [word for flag, value in flags.items() if flag in help_text for word in (flag, value)]
+
+
 class Variant:
     """One column of the comparison: an order of summation, and whose memory the vectors lie in."""
 
@@ -43,10 +48,9 @@ class Esync:
     def command(self, variant, ranks, arguments):
         common = ["--op", "all-reduce", "--type", "f32", "--operator", "sum", "--format", "json", "--check", "1",
                   "--collective", self.collective, "--order", variant.order]
-        for flag, value in (("--buffers", variant.buffers), ("--placement", "in"), ("--refresh", "rewrite"),
-                            ("--timing", "barrier")):
-            if flag in self.help:
-                common += [flag, value]
+        # The peers' programs do not measure a contaminated size again either.
+        common += known_flags(self.help, {"--buffers": variant.buffers, "--placement": "in", "--refresh": "rewrite",
+                                          "--timing": "barrier", "--repeat-contaminated": "0"})
         if self.transport == "shm":
             command = [str(self.program), "--ranks", str(ranks), "--transport", "shm"]
             return [*command, *common, *arguments], clean_environment()
