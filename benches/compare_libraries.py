@@ -272,6 +272,8 @@ def usable(options):
 
 def main():
     options = parse_options()
+    # As ^C, so that no launcher is left behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     if options.same_algorithm:
         return same_algorithm.compare(options, measure_peer)
     libraries, missing = usable(options)
