@@ -31,11 +31,12 @@ from peers import same_algorithm
 from peers.esync import Esync
 from peers.libraries import CORES, DEFAULT, Missing, all_libraries
 from peers.load import ForeignLoad
-from peers.table import fastest, judge, markdown, medians, size_text
+from peers.table import judge, markdown, medians, size_text
 
 SIZES = [4, 1 << 10, 64 << 10, 1 << 20, 16 << 20, 64 << 20, 100_000_000]
 QUICK_SIZES = [4, 1 << 10, 64 << 10, 1 << 20, 16 << 20]
 RANKS, QUICK_RANKS = [2, 3, 4, 6, 8], [2, 4, 8]
+LARGEST_TUNED = 64 << 20
 # The largest share of the machine that other programs may have used without a word about it.
 FOREIGN = 0.10
 
@@ -67,9 +68,10 @@ def end(process):
         process.communicate()
 
 
-def measure_peer(library, setting, ranks, sizes, seconds, timeout):
+def measure_peer(library, setting, ranks, sizes, seconds, timeout, warm_up=3):
     """Records by size. Raises `Missing` if the program fails."""
-    arguments = ["--bytes", ",".join(map(str, sizes)), "--seconds", str(seconds), "--label", setting.name]
+    arguments = ["--bytes", ",".join(map(str, sizes)), "--seconds", str(seconds), "--warm-up", str(warm_up),
+                 "--label", setting.name]
     command, environment = library.command(ranks, setting, arguments)
     # In a session of its own, so that a launcher that hangs can be ended with all its ranks.
     process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
@@ -109,14 +111,16 @@ class Comparison:
 
     def tune(self):
         """Tries every setting once, in random order, and keeps the fastest of each cell."""
+        # Vectors beyond 64 MiB take what is best there: nothing changes any more, and they take most of the time.
+        sizes = [bytes_ for bytes_ in self.options.sizes if bytes_ <= LARGEST_TUNED] or self.options.sizes[:1]
         for ranks in self.options.ranks:
             tried = [(library, setting) for library in self.libraries for setting in library.settings(ranks)]
             random.Random(ranks).shuffle(tried)
             best = {}
             for library, setting in tried:
                 try:
-                    records = measure_peer(library, setting, ranks, self.options.sizes, self.options.tuning_seconds,
-                                           self.options.tuning_timeout)
+                    records = measure_peer(library, setting, ranks, sizes, self.options.tuning_seconds,
+                                           self.options.tuning_timeout, warm_up=1)
                 except Missing as missing:
                     self.note(f"tuning {library.title}, {setting.name}: {missing}")
                     continue
@@ -127,7 +131,12 @@ class Comparison:
                     elif key not in best or record["median_us"] < best[key]:
                         best[key] = record["median_us"]
                         self.chosen[key] = setting
-            say(f"tuned for {ranks} ranks: {len(tried)} settings")
+            for library in self.libraries:
+                largest = self.chosen.get((library.key, ranks, sizes[-1]))
+                for bytes_ in self.options.sizes:
+                    if largest and bytes_ not in sizes:
+                        self.chosen[library.key, ranks, bytes_] = largest
+            say(f"tuned for {ranks} ranks: {len(tried)} settings, {time.monotonic() - self.options.begun:.0f} s")
 
     def programs(self, ranks):
         """What runs in a round: `(name, sizes, measure)`."""
@@ -152,6 +161,7 @@ class Comparison:
     def run(self):
         failed = set()
         for round_ in range(self.options.rounds):
+            begun = time.monotonic()
             for ranks in self.options.ranks:
                 programs = self.programs(ranks)
                 start = round_ * len(programs) // max(self.options.rounds, 1)
@@ -168,7 +178,11 @@ class Comparison:
                     self.loads.append(load.share)
                     for bytes_, record in records.items():
                         self.records[ranks, bytes_][name].append({**record, "foreign_load": round(load.share, 3)})
-            say(f"round {round_ + 1} of {self.options.rounds}: {time.monotonic() - self.options.begun:.0f} s")
+            now = time.monotonic()
+            say(f"round {round_ + 1} of {self.options.rounds}: {now - self.options.begun:.0f} s")
+            if round_ + 1 < self.options.rounds and 2 * now - begun - self.options.begun > 60 * self.options.minutes:
+                self.note(f"{round_ + 1} of {self.options.rounds} rounds fitted into {self.options.minutes:g} minutes")
+                break
 
     def cells(self):
         """One dictionary for each number of ranks and size."""
@@ -234,6 +248,7 @@ def parse_options():
     parser.add_argument("--rounds", type=int, help="interleaved rounds (3; quick: 1)")
     parser.add_argument("--seconds", type=float, help="of timed calls for each size and process (0.4; quick: 0.2)")
     parser.add_argument("--tuning-seconds", type=float, default=0.05, help="the same while settings are tried")
+    parser.add_argument("--minutes", type=float, default=25, help="begin no round that would end later (%(default)s)")
     parser.add_argument("--timeout", type=float, default=180, help="seconds after which a process is given up")
     parser.add_argument("--tuning-timeout", type=float, default=40, help="the same while settings are tried")
     realtime.add_flag(parser)
