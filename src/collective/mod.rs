@@ -8,6 +8,7 @@ pub mod binary_blocks;
 mod blocks;
 pub mod butterfly;
 mod communicator;
+pub mod cost;
 mod entry;
 mod executor;
 mod parameter_server;
