@@ -101,14 +101,15 @@ impl File {
             let at = format!("network card {}", number + 1);
             let seconds_per_byte =
                 seconds_per_byte(&at, entry.seconds_per_byte, entry.bandwidth_bytes_per_second)?;
-            for &rank in &entry.ranks {
+            for (place, &rank) in entry.ranks.iter().enumerate() {
                 let Some(worker) = workers.get(rank) else {
                     return Err(format!("{at}: there is no rank {rank}, only 0 to {}", size - 1));
                 };
                 if worker.host != workers[entry.ranks[0]].host {
                     return Err(format!("{at}: ranks {} and {rank} are on different hosts", entry.ranks[0]));
                 }
-                if network_cards.iter().any(|card| card.ranks.contains(&rank)) {
+                let is_taken = network_cards.iter().any(|card| card.ranks.contains(&rank));
+                if is_taken || entry.ranks[..place].contains(&rank) {
                     return Err(format!("{at}: rank {rank} has a card already"));
                 }
             }

@@ -2,10 +2,10 @@
 //!
 //! All ranks' [plans](crate::collective) are replayed, message by message, over the links of a [`Cluster`]:
 //!
-//! - a message of L bytes begins when both sides have posted it and a port is free on both; it arrives `latency + L ·
-//!   seconds_per_byte` later and occupies both ports for `message_seconds + L · seconds_per_byte` of the *best* link that
-//!   they have of that class (same host, other host), so that a slow link delays its own messages and not its
-//!   neighbours';
+//! - a message of L bytes begins when both sides have posted it and its sender's port is free; it arrives `latency + L ·
+//!   seconds_per_byte` later, or when its receiver has taken in what came before. It occupies both ports for
+//!   `message_seconds + L · seconds_per_byte` of the *best* link that they have of that class (same host, other host), so
+//!   that a slow link delays its own messages and not its neighbours';
 //! - messages of one link follow one another; messages between hosts that share a network card share its bandwidth, in
 //!   each direction;
 //! - reductions and copies run in their order, each when its segments have arrived, so that reducing one segment overlaps

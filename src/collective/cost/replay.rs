@@ -7,13 +7,23 @@ use crate::transport::Rank;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
 
+/// Time is counted in picoseconds, so that moments that differ only by rounding are the same moment.
+const TICKS_PER_SECOND: f64 = 1e12;
+
+/// A sender waits this long before it settles what goes first, so that all that is posted at about one moment is known.
+const LOOK_SECONDS: f64 = 1e-10;
+
 /// A message on its way: what both sides have posted of it.
 struct Transfer {
     from: Rank,
     to: Rank,
     bytes: usize,
-    /// Messages of the sender's and the receiver's current stage that this is.
+    /// Which message of the sender's and of the receiver's current stage it is.
     slots: [Option<usize>; 2],
+    /// Its number among everything that was posted to be sent.
+    order: u64,
+    /// Ticks for which it occupies its receiver.
+    occupies: u64,
 }
 
 /// Where a rank is in its plan.
@@ -33,14 +43,16 @@ struct Progress {
 enum Event {
     /// A rank begins its next stage.
     Begin(Rank),
-    /// The ports of a message's two sides are free again.
-    PortsFree(Rank, Rank),
+    /// A sender's port is free again.
+    PortFree(Rank),
+    /// A sender looks what it could send next.
+    Look(Rank),
     /// A transfer is complete on both sides.
     Arrived(usize),
 }
 
-/// Times are not negative, so their bits order as they do. The number keeps events of one time in the order of their
-/// making, so that a replay is the same on every machine.
+/// Ticks, and a number that keeps events of one moment in the order of their making, so that a replay is the same on every
+/// machine.
 type Moment = (u64, u64, Event);
 
 pub(super) struct Replay<'a> {
@@ -51,13 +63,14 @@ pub(super) struct Replay<'a> {
     transfers: Vec<Transfer>,
     /// Posted by one side only, by (sender, receiver), in order; a queue holds sends or receives, never both.
     unmatched: HashMap<(Rank, Rank), VecDeque<usize>>,
-    /// Posted by both sides and not begun, in order, of each sender and of each receiver.
-    ready_to_send: Vec<VecDeque<usize>>,
-    ready_to_receive: Vec<VecDeque<usize>>,
-    sending: Vec<bool>,
-    receiving: Vec<bool>,
+    /// Of each sender: posted by both sides and not begun.
+    ready: Vec<Vec<usize>>,
+    /// Of each receiver: what it has posted and not received, in ticks.
+    backlog: Vec<u64>,
+    is_sending: Vec<bool>,
     events: BinaryHeap<Reverse<Moment>>,
     made: u64,
+    posted: u64,
 }
 
 impl<'a> Replay<'a> {
@@ -70,12 +83,12 @@ impl<'a> Replay<'a> {
             ranks: (0..size).map(|_| Progress::default()).collect(),
             transfers: Vec::new(),
             unmatched: HashMap::new(),
-            ready_to_send: vec![VecDeque::new(); size],
-            ready_to_receive: vec![VecDeque::new(); size],
-            sending: vec![false; size],
-            receiving: vec![false; size],
+            ready: vec![Vec::new(); size],
+            backlog: vec![0; size],
+            is_sending: vec![false; size],
             events: BinaryHeap::new(),
             made: 0,
+            posted: 0,
         }
     }
 
@@ -85,18 +98,18 @@ impl<'a> Replay<'a> {
             self.at(0.0, Event::Begin(rank));
         }
         let mut end = 0.0_f64;
-        while let Some(Reverse((bits, _, event))) = self.events.pop() {
-            let now = f64::from_bits(bits);
+        while let Some(Reverse((ticks, _, event))) = self.events.pop() {
+            let now = ticks as f64 / TICKS_PER_SECOND;
             match event {
                 Event::Begin(rank) => {
                     end = end.max(now);
                     self.begin(now, rank);
                 }
-                Event::PortsFree(from, to) => {
-                    self.sending[from] = false;
-                    self.receiving[to] = false;
-                    self.start_one(now, from, to);
+                Event::PortFree(rank) => {
+                    self.is_sending[rank] = false;
+                    self.at(now + LOOK_SECONDS, Event::Look(rank));
                 }
+                Event::Look(rank) => self.send_next(now, rank),
                 Event::Arrived(transfer) => self.arrived(now, transfer),
             }
         }
@@ -105,7 +118,7 @@ impl<'a> Replay<'a> {
 
     fn at(&mut self, seconds: f64, event: Event) {
         self.made += 1;
-        self.events.push(Reverse((seconds.to_bits(), self.made, event)));
+        self.events.push(Reverse((ticks(seconds), self.made, event)));
     }
 
     fn begin(&mut self, now: f64, rank: Rank) {
@@ -129,52 +142,58 @@ impl<'a> Replay<'a> {
 
     /// One side (0: the sender, 1: the receiver) posts a message.
     fn post(&mut self, now: f64, from: Rank, to: Rank, bytes: usize, side: usize, slot: usize) {
+        self.posted += 1;
+        let segments = bytes.div_ceil(self.segment_bytes);
+        let occupies = ticks(self.resources.occupied_seconds(from, to, bytes, segments));
+        if side == 1 {
+            self.backlog[to] += occupies;
+        }
         let waiting = self.unmatched.entry((from, to)).or_default();
         let is_other = waiting.front().is_some_and(|&first| self.transfers[first].slots[side].is_none());
         if !is_other {
             let mut slots = [None; 2];
             slots[side] = Some(slot);
             waiting.push_back(self.transfers.len());
-            self.transfers.push(Transfer { from, to, bytes, slots });
+            self.transfers.push(Transfer { from, to, bytes, slots, order: self.posted, occupies });
             return;
         }
-        if let Some(transfer) = waiting.pop_front() {
-            self.transfers[transfer].slots[side] = Some(slot);
-            self.ready_to_send[from].push_back(transfer);
-            self.ready_to_receive[to].push_back(transfer);
-            self.start_one(now, from, to);
-        }
-    }
-
-    /// Begins what the ports of a sender and of a receiver are free for.
-    fn start_one(&mut self, now: f64, from: Rank, to: Rank) {
-        if !self.sending[from] {
-            let ready = self.ready_to_send[from].iter();
-            let next = ready.copied().find(|&transfer| !self.receiving[self.transfers[transfer].to]);
-            next.into_iter().for_each(|transfer| self.start(now, transfer));
-        }
-        if !self.receiving[to] {
-            let ready = self.ready_to_receive[to].iter();
-            let next = ready.copied().find(|&transfer| !self.sending[self.transfers[transfer].from]);
-            next.into_iter().for_each(|transfer| self.start(now, transfer));
-        }
-    }
-
-    fn start(&mut self, now: f64, transfer: usize) {
-        let Transfer { from, to, bytes, .. } = self.transfers[transfer];
-        for queue in [&mut self.ready_to_send[from], &mut self.ready_to_receive[to]] {
-            if let Some(place) = queue.iter().position(|&other| other == transfer) {
-                queue.remove(place);
+        if let Some(number) = waiting.pop_front() {
+            let transfer = &mut self.transfers[number];
+            transfer.slots[side] = Some(slot);
+            if side == 0 {
+                transfer.order = self.posted;
+            }
+            self.ready[from].push(number);
+            if !self.is_sending[from] {
+                self.at(now + LOOK_SECONDS, Event::Look(from));
             }
         }
-        (self.sending[from], self.receiving[to]) = (true, true);
-        let passage = self.resources.pass(now, from, to, bytes, bytes.div_ceil(self.segment_bytes));
-        self.at(passage.ports_free, Event::PortsFree(from, to));
+    }
+
+    /// Begins a rank's next message, if its port is free: to the receiver that has most to come, which is what ports that
+    /// are shared fairly come to, and in the order of posting where that does not decide.
+    fn send_next(&mut self, now: f64, rank: Rank) {
+        if self.is_sending[rank] {
+            return;
+        }
+        let urgency = |&(_, &number): &(usize, &usize)| {
+            let transfer = &self.transfers[number];
+            (self.backlog[transfer.to], Reverse(transfer.order))
+        };
+        let Some((place, &transfer)) = self.ready[rank].iter().enumerate().max_by_key(urgency) else {
+            return;
+        };
+        self.ready[rank].swap_remove(place);
+        self.is_sending[rank] = true;
+        let Transfer { to, bytes, .. } = self.transfers[transfer];
+        let passage = self.resources.pass(now, rank, to, bytes, bytes.div_ceil(self.segment_bytes));
+        self.at(passage.port_free, Event::PortFree(rank));
         self.at(passage.arrival, Event::Arrived(transfer));
     }
 
     fn arrived(&mut self, now: f64, transfer: usize) {
-        let Transfer { from, to, slots, .. } = self.transfers[transfer];
+        let Transfer { from, to, slots, occupies, .. } = self.transfers[transfer];
+        self.backlog[to] -= occupies;
         for (rank, slot) in [from, to].into_iter().zip(slots) {
             if let Some(slot) = slot {
                 self.ranks[rank].complete[slot] = true;
@@ -208,4 +227,8 @@ impl<'a> Replay<'a> {
         let end = progress.busy_until.max(now) + turn;
         self.at(end, Event::Begin(rank));
     }
+}
+
+fn ticks(seconds: f64) -> u64 {
+    (seconds * TICKS_PER_SECOND).round() as u64
 }

@@ -10,9 +10,9 @@ struct Port {
     seconds_per_byte: f64,
 }
 
-/// When a message leaves its sender's port, its receiver's port, and when it has arrived.
+/// When a message has left its sender's port, and when it has arrived.
 pub(super) struct Passage {
-    pub(super) ports_free: f64,
+    pub(super) port_free: f64,
     pub(super) arrival: f64,
 }
 
@@ -21,6 +21,7 @@ pub(super) struct Resources<'a> {
     cluster: &'a Cluster,
     /// Of each rank, for messages on its own host and to others; each the better direction.
     ports: Vec<[Port; 2]>,
+    in_free: Vec<f64>,
     link_free: Vec<f64>,
     card_of: Vec<Option<usize>>,
     card_out_free: Vec<f64>,
@@ -44,6 +45,7 @@ impl<'a> Resources<'a> {
         Resources {
             cluster,
             ports: (0..size).map(|rank| [true, false].map(|same| port(cluster, rank, same))).collect(),
+            in_free: vec![0.0; size],
             link_free: vec![0.0; size * size],
             card_of,
             card_out_free: vec![0.0; cluster.network_cards.len()],
@@ -61,32 +63,43 @@ impl<'a> Resources<'a> {
         self.cluster.workers[rank].host
     }
 
-    /// A message of so many bytes in so many segments begins at `now`, when both ports are free.
-    pub(super) fn pass(&mut self, now: f64, from: Rank, to: Rank, bytes: usize, segments: usize) -> Passage {
+    /// For how long a message occupies its receiver's port.
+    pub(super) fn occupied_seconds(&self, from: Rank, to: Rank, bytes: usize, segments: usize) -> f64 {
+        let port = self.ports[to][usize::from(self.host(from) != self.host(to))];
+        segments as f64 * port.message_seconds + bytes as f64 * port.seconds_per_byte
+    }
+
+    /// A message of so many bytes in so many pieces begins at `now`, when its sender's port is free. Calls come in the
+    /// order of their times.
+    pub(super) fn pass(&mut self, now: f64, from: Rank, to: Rank, bytes: usize, pieces: usize) -> Passage {
         let Link { latency_seconds, message_seconds, seconds_per_byte } = self.cluster.link(from, to);
-        let (length, segments) = (bytes as f64, segments as f64);
+        let (length, segments) = (bytes as f64, pieces as f64);
         let is_local = self.host(from) == self.host(to);
-        let class = usize::from(!is_local);
-        let port_free = |port: Port| now + segments * port.message_seconds + length * port.seconds_per_byte;
-        let mut ports_free = port_free(self.ports[from][class]).max(port_free(self.ports[to][class]));
+        let mut port_free = now + self.occupied_seconds(to, from, bytes, pieces);
+        let occupied = self.occupied_seconds(from, to, bytes, pieces);
+        let in_free = &mut self.in_free[to];
+        *in_free = in_free.max(now) + occupied;
         let link_free = &mut self.link_free[from * self.cluster.size() + to];
-        let begun = link_free.max(now);
         let travelling = length * seconds_per_byte;
-        *link_free = begun + segments * message_seconds + travelling;
-        let mut arrival = begun + latency_seconds + (segments - 1.0) * message_seconds + travelling;
+        *link_free = link_free.max(now) + segments * message_seconds + travelling;
+        // The last message's flight comes on top of what each stretch of the way is occupied for.
+        let flight = latency_seconds - message_seconds;
+        let mut passed = in_free.max(*link_free);
         if is_local {
-            arrival = arrival.max(self.take_cores(now, self.host(from), travelling));
+            passed = passed.max(self.take_cores(now, self.host(from), travelling));
         } else {
             let cards = &self.cluster.network_cards;
             for (rank, free) in [(from, &mut self.card_out_free), (to, &mut self.card_in_free)] {
                 if let Some(card) = self.card_of[rank] {
                     free[card] = free[card].max(now) + length * cards[card].seconds_per_byte;
-                    ports_free = ports_free.max(free[card]);
-                    arrival = arrival.max(free[card] + latency_seconds);
+                    passed = passed.max(free[card]);
                 }
             }
+            if let Some(card) = self.card_of[from] {
+                port_free = port_free.max(self.card_out_free[card]);
+            }
         }
-        Passage { ports_free, arrival: arrival.max(ports_free) }
+        Passage { port_free, arrival: passed.max(port_free) + flight }
     }
 
     /// When work of so many core-seconds, begun at `now`, is done.
