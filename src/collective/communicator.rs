@@ -4,7 +4,8 @@ use super::entry::{EntryRoom, Header};
 use super::executor::{self, Workspace};
 use super::plan::Plan;
 use super::{
-    Collective, Entry, Kind, Member, Native, Operation, Order, ParameterServer, Topology, part, verify,
+    Collective, Entry, Kind, Member, Native, Operation, Order, ParameterServer, SharedBuffer, Topology, part,
+    verify,
 };
 use crate::error::{Error, Result};
 use crate::reduce::{Element, ElementType, Operator, scale_for_average};
@@ -181,6 +182,62 @@ impl Communicator {
     /// types that the back end lacks.
     pub fn all_reduce<T: Element>(&mut self, buffer: &mut [T], operator: Operator) -> Result<()> {
         self.call(Kind::AllReduce, 0, buffer, operator)
+    }
+
+    /// The same out of place: every rank's `output` ends with the reduction of all ranks' `input`s, which stay as they are.
+    /// Ranks may differ in whether they work in place.
+    ///
+    /// # Errors
+    /// As [`all_reduce`](Self::all_reduce); `Usage` if the two have different lengths.
+    ///
+    /// ```
+    /// # use esync::{collective::{Communicator, CommunicatorOptions}, reduce::Operator, transport::threads};
+    /// # let sums = threads::run(2, |transport| {
+    /// # let mut communicator = Communicator::new(std::sync::Arc::new(transport), CommunicatorOptions::default())?;
+    /// let (input, mut output) = ([1, 2], [0; 2]);
+    /// communicator.all_reduce_from(&input, &mut output, Operator::Sum)?;
+    /// assert_eq!(output, [2, 4]);
+    /// # Ok(()) });
+    /// # sums.into_iter().collect::<esync::Result<()>>()?;
+    /// # Ok::<(), esync::Error>(())
+    /// ```
+    pub fn all_reduce_from<T: Element>(
+        &mut self,
+        input: &[T],
+        output: &mut [T],
+        operator: Operator,
+    ) -> Result<()> {
+        if input.len() != output.len() {
+            return Err(Error::Usage(format!(
+                "all_reduce_from: the input has {} elements and the output {}; they must have the same",
+                input.len(),
+                output.len()
+            )));
+        }
+        output.copy_from_slice(input);
+        self.all_reduce(output, operator)
+    }
+
+    /// Memory for `len` elements, all zero, which the other ranks of this host can address if the transport allows it.
+    /// Collectives on such buffers (or on parts of them) move every byte once. Any rank may allocate at any time, alone.
+    ///
+    /// # Errors
+    /// `Environment` if the system has no memory left.
+    ///
+    /// ```
+    /// # use esync::{collective::{Communicator, CommunicatorOptions}, reduce::Operator, transport::threads};
+    /// # let sums = threads::run(2, |transport| {
+    /// # let mut communicator = Communicator::new(std::sync::Arc::new(transport), CommunicatorOptions::default())?;
+    /// let mut gradient = communicator.alloc::<f32>(1000)?;
+    /// gradient.fill(0.5);
+    /// communicator.all_reduce(&mut gradient, Operator::Sum)?;
+    /// assert_eq!(gradient[999], 1.0);
+    /// # Ok(()) });
+    /// # sums.into_iter().collect::<esync::Result<()>>()?;
+    /// # Ok::<(), esync::Error>(())
+    /// ```
+    pub fn alloc<T: Element>(&self, len: usize) -> Result<SharedBuffer<T>> {
+        Ok(SharedBuffer::private(len))
     }
 
     /// Every rank ends with its [`part`] of the reduction, which is returned; the rest of `buffer` is left undefined.
