@@ -1,6 +1,7 @@
 //! What a program calls: collectives on slices.
 
-use super::entry::{EntryRoom, Header};
+use super::direct;
+use super::entry::{Agreed, EntryRoom, Header};
 use super::executor::{self, Workspace};
 use super::plan::Plan;
 use super::{
@@ -9,7 +10,7 @@ use super::{
 };
 use crate::error::{Error, Result};
 use crate::reduce::{Element, ElementType, Operator, scale_for_average};
-use crate::transport::{Deadline, Patience, Rank, Transport, Wait};
+use crate::transport::{Deadline, Domain, Patience, Rank, Transport, Wait};
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
@@ -68,6 +69,7 @@ pub struct Communicator {
     plans: HashMap<PlanKey, Arc<Plan>>,
     workspace: Workspace,
     entry: EntryRoom,
+    room: direct::Room,
     sequence: u64,
     failed: Option<Error>,
     bytes_sent: u64,
@@ -124,6 +126,7 @@ impl Communicator {
             plans: HashMap::new(),
             workspace: Workspace::default(),
             entry: EntryRoom::new(size),
+            room: direct::Room::new(size),
             sequence: 0,
             failed: None,
             bytes_sent: 0,
@@ -132,7 +135,7 @@ impl Communicator {
         };
         let all_reduce = communicator.operation(Kind::AllReduce, 0);
         if communicator.is_native() {
-            communicator.check_native(&all_reduce)?;
+            Native.check(&all_reduce, &*communicator.transport)?;
         } else {
             let rank = communicator.rank();
             communicator.options.collective.schedule(&all_reduce, &communicator.topology, rank, size)?;
@@ -165,7 +168,8 @@ impl Communicator {
         &self.options
     }
 
-    /// Bytes that this rank has sent in collectives, entry records excluded. `native` is counted as a ring would send.
+    /// Bytes that this rank has sent in collectives, entry records excluded. `native` (so everything that goes through
+    /// shared memory) is counted as a ring would send.
     pub fn bytes_sent(&self) -> u64 {
         self.bytes_sent
     }
@@ -214,6 +218,12 @@ impl Communicator {
                 output.len()
             )));
         }
+        if self.domain().is_some() {
+            let operation = self.operation(Kind::AllReduce, 0);
+            let (input, output, count) = (input.as_ptr(), output.as_mut_ptr(), output.len());
+            // SAFETY: two slices of one length; the one to be written does not overlap the other.
+            return unsafe { self.run_direct(operation, input, output, count, operator, true) };
+        }
         output.copy_from_slice(input);
         self.all_reduce(output, operator)
     }
@@ -237,7 +247,7 @@ impl Communicator {
     /// # Ok::<(), esync::Error>(())
     /// ```
     pub fn alloc<T: Element>(&self, len: usize) -> Result<SharedBuffer<T>> {
-        Ok(SharedBuffer::private(len))
+        SharedBuffer::new(self.transport.shared(), len)
     }
 
     /// Every rank ends with its [`part`] of the reduction, which is returned; the rest of `buffer` is left undefined.
@@ -311,6 +321,11 @@ impl Communicator {
     /// As [`all_reduce`](Self::all_reduce).
     pub fn all_reduce_entered<T: Element>(&mut self, buffer: &mut [T], operator: Operator) -> Result<()> {
         let operation = self.operation(Kind::AllReduce, 0);
+        if self.domain().is_some() {
+            let (output, count) = (buffer.as_mut_ptr(), buffer.len());
+            // SAFETY: the slice is ours for the call.
+            return unsafe { self.run_direct(operation, output, output, count, operator, false) };
+        }
         let result = self.run(operation, T::TYPE, operator, bytemuck::cast_slice_mut(buffer));
         self.remember(result)
     }
@@ -342,12 +357,9 @@ impl Communicator {
         self.options.collective.name() == "native"
     }
 
-    fn check_native(&self, operation: &Operation) -> Result<()> {
-        Native.check(operation)?;
-        match self.transport.native() {
-            Some(_) => Ok(()),
-            None => Err(Native.refuse(operation, format!("transport `{}` has none", self.transport.name()))),
-        }
+    /// The memory that all ranks share, if it is to be used for the collectives too.
+    fn domain(&self) -> Option<&Domain> {
+        self.transport.shared().filter(|_| self.is_native())
     }
 
     fn call<T: Element>(
@@ -361,6 +373,11 @@ impl Communicator {
             return Err(Error::Usage(format!("root {root} does not exist: there are {} ranks", self.size())));
         }
         let operation = self.operation(kind, root);
+        if self.domain().is_some() {
+            let (output, count) = (buffer.as_mut_ptr(), buffer.len());
+            // SAFETY: the slice is ours for the call.
+            return unsafe { self.run_direct(operation, output, output, count, operator, true) };
+        }
         self.enter_as(Some(operation), T::TYPE, operator, buffer.len(), Member::default())?;
         let result = self.run(operation, T::TYPE, operator, bytemuck::cast_slice_mut(buffer));
         self.remember(result)
@@ -378,10 +395,8 @@ impl Communicator {
             return Err(error.clone());
         }
         self.sequence += 1;
-        let sequence = self.sequence;
-        let collective = self.options.collective.name();
-        let segment_bytes = self.options.segment_bytes;
-        let header = Header { operation, element, operator, count, sequence, collective, segment_bytes };
+        let header = self.header(operation, element, operator, count);
+        let Header { collective, sequence, .. } = header;
         let label = Label { operation, collective, count, element, sequence };
         let deadline = Deadline::after(self.options.timeout);
         let wait = Wait { deadline, patience: Patience::Straggler, operation: &label };
@@ -391,6 +406,61 @@ impl Communicator {
             .enter(&*self.transport, header, member, &wait)
             .inspect_err(|error| self.failed = Some(error.clone()))?;
         Ok(Entry { members, wait_seconds: started.elapsed().as_secs_f64() })
+    }
+
+    fn header(
+        &self,
+        operation: Option<Operation>,
+        element: ElementType,
+        operator: Operator,
+        count: usize,
+    ) -> Header<'static> {
+        Header {
+            operation,
+            element,
+            operator,
+            count,
+            sequence: self.sequence,
+            collective: self.options.collective.name(),
+            segment_bytes: self.options.segment_bytes,
+        }
+    }
+
+    /// A call through shared memory: entry and operation are one rendezvous, which is a call of its own if it `is_new`.
+    ///
+    /// # Safety
+    /// `input` is good for reading and `output` for writing `count` elements, and nobody else uses them during the call.
+    /// They are the same or do not overlap.
+    unsafe fn run_direct<T: Element>(
+        &mut self,
+        operation: Operation,
+        input: *const T,
+        output: *mut T,
+        count: usize,
+        operator: Operator,
+        is_new: bool,
+    ) -> Result<()> {
+        if let Some(error) = &self.failed {
+            return Err(error.clone());
+        }
+        self.sequence += u64::from(is_new);
+        let header = self.header(Some(operation), T::TYPE, operator, count);
+        let Header { collective, sequence, .. } = header;
+        let label = Label { operation: Some(operation), collective, count, element: T::TYPE, sequence };
+        let deadline = Deadline::after(self.options.timeout);
+        let wait = Wait { deadline, patience: Patience::Straggler, operation: &label };
+        let (input, output) = (input.cast(), output.cast());
+        let call = direct::Call { operation, element: T::TYPE, operator, input, output, count };
+        let domain =
+            self.transport.shared().ok_or_else(|| Error::Internal("shared memory vanished".into()))?;
+        // SAFETY: the caller's promise.
+        let result = unsafe { direct::run(domain, &call, &Agreed::new(header), &mut self.room, &wait) };
+        self.remember(result)?;
+        let bytes = (count * size_of::<T>()) as u64;
+        let bytes = direct::bytes_as_a_ring(operation.kind, bytes, self.size() as u64);
+        self.bytes_sent += bytes;
+        self.bytes_received += bytes;
+        Ok(())
     }
 
     fn remember(&mut self, result: Result<()>) -> Result<()> {
@@ -419,8 +489,8 @@ impl Communicator {
         };
         let deadline = Deadline::after(self.options.timeout);
         let wait = Wait { deadline, patience: Patience::Transfer, operation: &label };
-        if self.is_native() && operation.kind == Kind::AllReduce {
-            self.check_native(&operation)?;
+        if self.is_native() && self.transport.native().is_some() && operation.kind == Kind::AllReduce {
+            Native.check(&operation, &*self.transport)?;
             return self.run_native(element, operator, bytes, count, &wait);
         }
         let plan = match self.plans.get(&(operation, count, element)) {
@@ -473,7 +543,11 @@ impl Communicator {
         let schedule =
             |collective: &dyn Collective| collective.schedule(operation, &self.topology, self.rank(), count);
         let schedule = match schedule(&*self.options.collective) {
-            Err(Error::Refused { .. }) if operation.kind != Kind::AllReduce => {
+            // `native` where memory is shared but hidden behind a delay: the same bits by messages.
+            Err(Error::Refused { .. })
+                if operation.kind != Kind::AllReduce
+                    || self.is_native() && self.transport.native().is_none() =>
+            {
                 schedule(&ParameterServer { servers: None })
             }
             other => other,

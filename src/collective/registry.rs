@@ -5,7 +5,7 @@ use super::{
     ParameterServer, RecursiveDoubling, Ring, Schedule, Topology,
 };
 use crate::error::{Error, Result};
-use crate::transport::Rank;
+use crate::transport::{Rank, Transport};
 use std::sync::Arc;
 
 /// The names of all algorithms, as on the command line.
@@ -51,19 +51,27 @@ pub fn collective_by_name(name: &str, servers: Option<usize>) -> Result<Arc<dyn 
     })
 }
 
-/// The transport's own all-reduce (`MPI_Iallreduce`, `ncclAllReduce`).
+/// The transport's own way: shared memory over `threads` and `shm`, `MPI_Iallreduce` over `mpi`.
 ///
-/// It is an algorithm in name only: it has no schedule, and the communicator hands the call to the transport. Its cost
-/// and its order of summation are the back end's.
+/// It is an algorithm in name only: it has no schedule. Where ranks share memory it does all kinds, types and operators, in
+/// the canonical tree or in rank order, as `parameter-server` does. Another back end's cost and order of summation are its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Native;
 
 impl Native {
-    /// Refuses what no back end's own all-reduce does: another kind, or an order asked for by name.
+    /// Refuses what the transport has no own way for.
     ///
     /// # Errors
     /// `Refused` with the reason.
-    pub fn check(&self, operation: &Operation) -> Result<()> {
+    pub fn check(&self, operation: &Operation, transport: &dyn Transport) -> Result<()> {
+        if transport.native().is_none() {
+            return check_root(self, operation, transport.size());
+        }
+        self.check_back_end(operation)
+    }
+
+    /// Refuses what no back end's own all-reduce does: another kind, or an order asked for by name.
+    fn check_back_end(&self, operation: &Operation) -> Result<()> {
         if operation.kind != Kind::AllReduce {
             return Err(self.refuse(
                 operation,
@@ -85,7 +93,7 @@ impl Collective for Native {
     }
 
     fn schedule(&self, operation: &Operation, _: &Topology, _: Rank, _: usize) -> Result<Schedule> {
-        self.check(operation)?;
+        self.check_back_end(operation)?;
         Err(self.refuse(operation, "it has no schedule; it is run by the transport"))
     }
 }
@@ -159,6 +167,6 @@ mod tests {
         assert!(
             refusal(Operation::new(Kind::Broadcast)).is_some_and(|text| text.contains("only all-reduce"))
         );
-        assert!(Native.check(&all_reduce).is_ok());
+        assert!(Native.check_back_end(&all_reduce).is_ok());
     }
 }
