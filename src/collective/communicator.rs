@@ -1,5 +1,6 @@
 //! What a program calls: collectives on slices.
 
+use super::choose::{Chooser, Chosen};
 use super::direct;
 use super::entry::{Agreed, EntryRoom, Header};
 use super::executor::{self, Workspace};
@@ -32,7 +33,7 @@ pub struct CommunicatorOptions {
 impl Default for CommunicatorOptions {
     fn default() -> Self {
         CommunicatorOptions {
-            collective: Arc::new(super::Ring),
+            collective: Arc::new(super::Auto::default()),
             order: Order::Auto,
             timeout: Duration::from_secs(300),
             segment_bytes: 256 * 1024,
@@ -63,17 +64,21 @@ impl Default for CommunicatorOptions {
 /// # Ok::<(), esync::Error>(())
 /// ```
 pub struct Communicator {
-    transport: Arc<dyn Transport>,
+    pub(super) transport: Arc<dyn Transport>,
     topology: Topology,
-    options: CommunicatorOptions,
+    pub(super) options: CommunicatorOptions,
+    /// What picks the algorithm, if `auto` was asked for.
+    pub(super) chooser: Option<Chooser>,
+    /// The algorithm of the current operation.
+    pub(super) chosen: Chosen,
     plans: HashMap<PlanKey, Arc<Plan>>,
     workspace: Workspace,
     entry: EntryRoom,
     room: direct::Room,
     sequence: u64,
-    failed: Option<Error>,
-    bytes_sent: u64,
-    bytes_received: u64,
+    pub(super) failed: Option<Error>,
+    pub(super) bytes_sent: u64,
+    pub(super) bytes_received: u64,
 }
 
 type PlanKey = (Operation, usize, ElementType);
@@ -120,8 +125,14 @@ impl Communicator {
             hosts.iter().position(|other| other == host).unwrap_or_default() as u32
         };
         let topology = Topology::with_hosts((0..size).map(number).collect());
+        let auto = options.collective.as_auto();
         let communicator = Communicator {
             topology,
+            chooser: auto.map(|auto| Chooser::new(auto.clone())),
+            chosen: match auto {
+                Some(_) => Chosen::before_agreement(),
+                None => Chosen::fixed(options.collective.clone()),
+            },
             options,
             plans: HashMap::new(),
             workspace: Workspace::default(),
@@ -136,7 +147,7 @@ impl Communicator {
         let all_reduce = communicator.operation(Kind::AllReduce, 0);
         if communicator.is_native() {
             Native.check(&all_reduce, &*communicator.transport)?;
-        } else {
+        } else if communicator.chooser.is_none() {
             let rank = communicator.rank();
             communicator.options.collective.schedule(&all_reduce, &communicator.topology, rank, size)?;
         }
@@ -218,8 +229,8 @@ impl Communicator {
                 output.len()
             )));
         }
+        let operation = self.choose(self.operation(Kind::AllReduce, 0), input.len(), T::TYPE)?;
         if self.domain().is_some() {
-            let operation = self.operation(Kind::AllReduce, 0);
             let (input, output, count) = (input.as_ptr(), output.as_mut_ptr(), output.len());
             // SAFETY: two slices of one length; the one to be written does not overlap the other.
             return unsafe { self.run_direct(operation, input, output, count, operator, true) };
@@ -301,6 +312,7 @@ impl Communicator {
     /// # Errors
     /// As [`all_reduce`](Self::all_reduce).
     pub fn gather(&mut self, member: Member) -> Result<Entry<'_>> {
+        self.settle()?;
         self.enter_as(None, ElementType::F32, Operator::Sum, 0, member)
     }
 
@@ -310,7 +322,7 @@ impl Communicator {
     /// # Errors
     /// As [`all_reduce`](Self::all_reduce).
     pub fn enter(&mut self, count: usize, operator: Operator, member: Member) -> Result<Entry<'_>> {
-        let operation = self.operation(Kind::AllReduce, 0);
+        let operation = self.choose(self.operation(Kind::AllReduce, 0), count, ElementType::F32)?;
         self.enter_as(Some(operation), ElementType::F32, operator, count, member)
     }
 
@@ -320,7 +332,7 @@ impl Communicator {
     /// # Errors
     /// As [`all_reduce`](Self::all_reduce).
     pub fn all_reduce_entered<T: Element>(&mut self, buffer: &mut [T], operator: Operator) -> Result<()> {
-        let operation = self.operation(Kind::AllReduce, 0);
+        let operation = self.choose(self.operation(Kind::AllReduce, 0), buffer.len(), T::TYPE)?;
         if self.domain().is_some() {
             let (output, count) = (buffer.as_mut_ptr(), buffer.len());
             // SAFETY: the slice is ours for the call.
@@ -354,7 +366,7 @@ impl Communicator {
     }
 
     fn is_native(&self) -> bool {
-        self.options.collective.name() == "native"
+        self.chosen.collective.name() == "native"
     }
 
     /// The memory that all ranks share, if it is to be used for the collectives too.
@@ -372,7 +384,7 @@ impl Communicator {
         if root >= self.size() {
             return Err(Error::Usage(format!("root {root} does not exist: there are {} ranks", self.size())));
         }
-        let operation = self.operation(kind, root);
+        let operation = self.choose(self.operation(kind, root), buffer.len(), T::TYPE)?;
         if self.domain().is_some() {
             let (output, count) = (buffer.as_mut_ptr(), buffer.len());
             // SAFETY: the slice is ours for the call.
@@ -421,7 +433,7 @@ impl Communicator {
             operator,
             count,
             sequence: self.sequence,
-            collective: self.options.collective.name(),
+            collective: self.chosen.label,
             segment_bytes: self.options.segment_bytes,
         }
     }
@@ -482,7 +494,7 @@ impl Communicator {
         let count = bytes.len() / element.size();
         let label = Label {
             operation: Some(operation),
-            collective: self.options.collective.name(),
+            collective: self.chosen.label,
             count,
             element,
             sequence: self.sequence,
@@ -542,7 +554,7 @@ impl Communicator {
     fn plan(&self, operation: &Operation, count: usize, element: ElementType) -> Result<Plan> {
         let schedule =
             |collective: &dyn Collective| collective.schedule(operation, &self.topology, self.rank(), count);
-        let schedule = match schedule(&*self.options.collective) {
+        let schedule = match schedule(&*self.chosen.collective) {
             // `native` where memory is shared but hidden behind a delay: the same bits by messages.
             Err(Error::Refused { .. })
                 if operation.kind != Kind::AllReduce
@@ -554,7 +566,7 @@ impl Communicator {
         }?;
         // The executor works with raw pointers, so a schedule of a user's own must be sound before it runs: ranges inside
         // their places, no two writers of one range. What needs the other ranks' schedules is the verifier's.
-        let collective = self.options.collective.name();
+        let collective = self.chosen.label;
         verify::check_stages(&schedule, self.rank(), self.size(), count).map_err(|flaw| {
             Error::Internal(format!(
                 "the schedule of `{collective}` for {operation} of {count} elements: {flaw}"

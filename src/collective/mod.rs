@@ -8,6 +8,7 @@ pub mod auto;
 pub mod binary_blocks;
 mod blocks;
 pub mod butterfly;
+mod choose;
 pub mod circulant;
 mod communicator;
 pub mod cost;

@@ -71,7 +71,7 @@ pub enum Reason {
         /// Whose figures the model was given.
         origin: Origin,
     },
-    /// The ranks share memory, and nothing was measured.
+    /// The ranks share memory.
     SharedMemory,
     /// There is nothing to do: one rank, or no element.
     Nothing,
@@ -158,13 +158,15 @@ impl Knowledge {
         {
             return Ok(chosen(first, Reason::Nothing));
         }
-        let mut measured = self.measured_times(question, &candidates);
-        if let Some((place, seconds, next)) = best_two(&mut measured, &candidates) {
-            return Ok(chosen(&candidates[place], Reason::Measured { seconds, next }));
-        }
+        // Operations through shared memory and by messages have different ways to meet, so ranks that called different
+        // things would not find out by what was measured for the one and the other.
         let native = candidates.iter().find(|candidate| candidate.name() == Native.name());
         if let (Some(native), NativeReach::Shared) = (native, question.native) {
             return Ok(chosen(native, Reason::SharedMemory));
+        }
+        let mut measured = self.measured_times(question, &candidates);
+        if let Some((place, seconds, next)) = best_two(&mut measured, &candidates) {
+            return Ok(chosen(&candidates[place], Reason::Measured { seconds, next }));
         }
         let mut predicted = Vec::new();
         for (place, candidate) in candidates.iter().enumerate() {
@@ -192,7 +194,7 @@ impl Knowledge {
             let candidate = collective_by_name(name, None)?;
             let is_able = match (candidate.name() == Native.name(), question.native) {
                 (true, NativeReach::Absent) => false,
-                (true, NativeReach::Opaque) => Native.check(&question.operation).is_ok(),
+                (true, NativeReach::Opaque) => Native.check_back_end(&question.operation).is_ok(),
                 (true, NativeReach::Shared) => true,
                 // A length of one element for each rank shows what an algorithm refuses, and costs nothing.
                 (false, _) => {
@@ -207,11 +209,7 @@ impl Knowledge {
     }
 
     /// The places of those candidates that were measured, with their seconds for this length.
-    fn measured_times(
-        &self,
-        question: &Question,
-        candidates: &[Arc<dyn Collective>],
-    ) -> Vec<(usize, f64)> {
+    fn measured_times(&self, question: &Question, candidates: &[Arc<dyn Collective>]) -> Vec<(usize, f64)> {
         let operation = question.operation.kind.to_string();
         let order = match question.operation.kind.reduces() {
             true => question.operation.order.to_string(),

@@ -104,10 +104,9 @@ impl Knowledge {
         operation: &'a str,
         order: &'a str,
     ) -> impl Iterator<Item = &'a crate::cluster::Measured> {
-        self.cluster
-            .measured
-            .iter()
-            .filter(move |measured| measured.operation == operation && (order.is_empty() || measured.order == order))
+        self.cluster.measured.iter().filter(move |measured| {
+            measured.operation == operation && (order.is_empty() || measured.order == order)
+        })
     }
 
     /// What the cost model says of an algorithm.

@@ -1,8 +1,8 @@
 //! `auto`: picks an algorithm for each operation and length.
 //!
 //! A decision is a pure function of [`Knowledge`], on which all ranks agree before their first operation, and of the
-//! operation. In this order: times measured on this cluster (`esync probe`), interpolated; shared memory, where the
-//! transport has it; the [cost model](super::cost) over the cluster's measured links, or over usual ones.
+//! operation. In this order: shared memory, where the transport has it; times measured on this cluster (`esync probe`),
+//! interpolated; the [cost model](super::cost) over the cluster's measured links, or over usual ones.
 //!
 //! It competes within the order asked for. The order `auto` means the canonical tree here, which some algorithm evaluates
 //! for every kind and number of ranks: so the bits of a result do not depend on what was chosen, nor on the length.
