@@ -1,9 +1,13 @@
-//! The loops. Three aliasing forms are written out because the optimiser only vectorises what it can prove disjoint.
+//! The reduction of two operands. Three aliasing forms are written out because the optimiser only vectorises what it can
+//! prove disjoint.
 
-use super::{Element, ElementType, Operator};
+use super::arithmetic::Arithmetic;
+use super::half_precision;
+use super::level::{Loop, dispatch};
+use super::{ElementType, Operator};
 use bytemuck::{cast_slice, cast_slice_mut};
-use half::slice::HalfFloatSliceExt;
-use half::{bf16, f16};
+use half::bf16;
+use std::marker::PhantomData;
 
 /// Where the result of a reduction goes.
 pub enum Target<'a> {
@@ -32,79 +36,9 @@ pub enum Target<'a> {
     },
 }
 
-trait Arithmetic: Element {
-    fn add(self, right: Self) -> Self;
-    fn multiply(self, right: Self) -> Self;
-    fn minimum(self, right: Self) -> Self;
-    fn maximum(self, right: Self) -> Self;
-}
-
-/// Any NaN becomes the canonical one.
-macro_rules! quiet {
-    ($float:ident, $value:expr) => {{
-        let value = $value;
-        if value.is_nan() { $float::NAN } else { value }
-    }};
-}
-
-macro_rules! float_arithmetic {
-    ($($float:ident),+) => {$(
-        impl Arithmetic for $float {
-            #[inline(always)]
-            fn add(self, right: Self) -> Self {
-                quiet!($float, self + right)
-            }
-            #[inline(always)]
-            fn multiply(self, right: Self) -> Self {
-                quiet!($float, self * right)
-            }
-            #[inline(always)]
-            fn minimum(self, right: Self) -> Self {
-                // Equal operands are the same number or two zeros: or-ing the bits keeps a minus sign.
-                let equal = $float::from_bits(self.to_bits() | right.to_bits());
-                let ordered = if self < right { self } else { right };
-                let number = if self == right { equal } else { ordered };
-                if self.is_nan() || right.is_nan() { $float::NAN } else { number }
-            }
-            #[inline(always)]
-            fn maximum(self, right: Self) -> Self {
-                let equal = $float::from_bits(self.to_bits() & right.to_bits());
-                let ordered = if self > right { self } else { right };
-                let number = if self == right { equal } else { ordered };
-                if self.is_nan() || right.is_nan() { $float::NAN } else { number }
-            }
-        }
-    )+};
-}
-float_arithmetic!(f32, f64);
-
-macro_rules! integer_arithmetic {
-    ($($integer:ident),+) => {$(
-        impl Arithmetic for $integer {
-            #[inline(always)]
-            fn add(self, right: Self) -> Self {
-                self.wrapping_add(right)
-            }
-            #[inline(always)]
-            fn multiply(self, right: Self) -> Self {
-                self.wrapping_mul(right)
-            }
-            #[inline(always)]
-            fn minimum(self, right: Self) -> Self {
-                self.min(right)
-            }
-            #[inline(always)]
-            fn maximum(self, right: Self) -> Self {
-                self.max(right)
-            }
-        }
-    )+};
-}
-integer_arithmetic!(i32, i64);
-
 /// Reduces `left ∘ right` element by element. All slices hold the same number of elements of `element`.
 ///
-/// `Average` adds; [`scale_for_average`] finishes it.
+/// `Average` adds; [`scale_for_average`](super::scale_for_average) finishes it.
 ///
 /// # Panics
 /// If the lengths differ or a slice is not aligned for its element type.
@@ -114,22 +48,42 @@ pub fn reduce_into(element: ElementType, operator: Operator, target: Target<'_>)
         ElementType::F64 => typed::<f64>(operator, target),
         ElementType::I32 => typed::<i32>(operator, target),
         ElementType::I64 => typed::<i64>(operator, target),
-        ElementType::F16 => narrow::<f16>(operator, target),
-        ElementType::BF16 => narrow::<bf16>(operator, target),
+        ElementType::F16 => half_precision::reduce(operator, target),
+        ElementType::BF16 => typed::<bf16>(operator, target),
     }
 }
 
 fn typed<T: Arithmetic>(operator: Operator, target: Target<'_>) {
     match operator {
-        Operator::Sum | Operator::Average => each(target, T::add),
-        Operator::Product => each(target, T::multiply),
-        Operator::Min => each(target, T::minimum),
-        Operator::Max => each(target, T::maximum),
+        Operator::Sum | Operator::Average => dispatch(Each::new(target, T::add)),
+        Operator::Product => dispatch(Each::new(target, T::multiply)),
+        Operator::Min => dispatch(Each::new(target, T::minimum)),
+        Operator::Max => dispatch(Each::new(target, T::maximum)),
+    }
+}
+
+/// One operation for each element.
+struct Each<'a, T, F> {
+    target: Target<'a>,
+    operation: F,
+    elements: PhantomData<T>,
+}
+
+impl<'a, T: Arithmetic, F: Fn(T, T) -> T> Each<'a, T, F> {
+    fn new(target: Target<'a>, operation: F) -> Self {
+        Each { target, operation, elements: PhantomData }
+    }
+}
+
+impl<T: Arithmetic, F: Fn(T, T) -> T> Loop for Each<'_, T, F> {
+    #[inline(always)]
+    fn run(self) {
+        each(self.target, self.operation);
     }
 }
 
 #[inline(always)]
-fn each<T: Arithmetic>(target: Target<'_>, operation: impl Fn(T, T) -> T) {
+pub(super) fn each<T: Arithmetic>(target: Target<'_>, operation: impl Fn(T, T) -> T) {
     match target {
         Target::Left { left, right } => {
             let (left, right) = (cast_slice_mut::<u8, T>(left), cast_slice::<u8, T>(right));
@@ -156,94 +110,11 @@ fn each<T: Arithmetic>(target: Target<'_>, operation: impl Fn(T, T) -> T) {
     }
 }
 
-/// Elements per block of the 16-bit path: converting in blocks is several times faster than one by one.
-const BLOCK: usize = 512;
-
-fn narrow<H: Element>(operator: Operator, target: Target<'_>)
-where
-    [H]: HalfFloatSliceExt,
-{
-    match target {
-        Target::Left { left, right } => {
-            let (left, right) = (cast_slice_mut::<u8, H>(left), cast_slice::<u8, H>(right));
-            assert_eq!(left.len(), right.len());
-            for (left, right) in left.chunks_mut(BLOCK).zip(right.chunks(BLOCK)) {
-                let sum = widened(operator, left, right);
-                left.convert_from_f32_slice(&sum[..right.len()]);
-            }
-        }
-        Target::Right { left, right } => {
-            let (left, right) = (cast_slice::<u8, H>(left), cast_slice_mut::<u8, H>(right));
-            assert_eq!(left.len(), right.len());
-            for (left, right) in left.chunks(BLOCK).zip(right.chunks_mut(BLOCK)) {
-                let sum = widened(operator, left, right);
-                right.convert_from_f32_slice(&sum[..left.len()]);
-            }
-        }
-        Target::Separate { into, left, right } => {
-            let into = cast_slice_mut::<u8, H>(into);
-            let (left, right) = (cast_slice::<u8, H>(left), cast_slice::<u8, H>(right));
-            assert!(into.len() == left.len() && into.len() == right.len());
-            for ((into, left), right) in
-                into.chunks_mut(BLOCK).zip(left.chunks(BLOCK)).zip(right.chunks(BLOCK))
-            {
-                let sum = widened(operator, left, right);
-                into.convert_from_f32_slice(&sum[..left.len()]);
-            }
-        }
-    }
-}
-
-fn widened<H>(operator: Operator, left: &[H], right: &[H]) -> [f32; BLOCK]
-where
-    [H]: HalfFloatSliceExt,
-{
-    let (mut l, mut r) = ([0f32; BLOCK], [0f32; BLOCK]);
-    left.convert_to_f32_slice(&mut l[..left.len()]);
-    right.convert_to_f32_slice(&mut r[..right.len()]);
-    let (left, right) = (bytemuck::bytes_of_mut(&mut l), bytemuck::bytes_of(&r));
-    typed::<f32>(operator, Target::Left { left, right });
-    l
-}
-
-/// Finishes an average of `n` ranks: multiplies floats by 1/n, divides integers (truncating toward zero).
-pub fn scale_for_average(element: ElementType, bytes: &mut [u8], n: usize) {
-    if n == 1 {
-        return;
-    }
-    match element {
-        ElementType::F32 => {
-            let factor = 1.0 / n as f32;
-            cast_slice_mut::<u8, f32>(bytes).iter_mut().for_each(|v| *v = quiet!(f32, *v * factor));
-        }
-        ElementType::F64 => {
-            let factor = 1.0 / n as f64;
-            cast_slice_mut::<u8, f64>(bytes).iter_mut().for_each(|v| *v = quiet!(f64, *v * factor));
-        }
-        ElementType::I32 => cast_slice_mut::<u8, i32>(bytes).iter_mut().for_each(|v| *v /= n as i32),
-        ElementType::I64 => cast_slice_mut::<u8, i64>(bytes).iter_mut().for_each(|v| *v /= n as i64),
-        ElementType::F16 => scale_narrow(cast_slice_mut::<u8, f16>(bytes), n),
-        ElementType::BF16 => scale_narrow(cast_slice_mut::<u8, bf16>(bytes), n),
-    }
-}
-
-fn scale_narrow<H>(values: &mut [H], n: usize)
-where
-    [H]: HalfFloatSliceExt,
-{
-    let factor = 1.0 / n as f32;
-    let mut wide = [0f32; BLOCK];
-    for block in values.chunks_mut(BLOCK) {
-        let wide = &mut wide[..block.len()];
-        block.convert_to_f32_slice(wide);
-        wide.iter_mut().for_each(|v| *v = quiet!(f32, *v * factor));
-        block.convert_from_f32_slice(wide);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::reduce::Element;
+    use half::f16;
 
     fn reduce<T: Element>(operator: Operator, left: T, right: T) -> [T; 3] {
         let (mut l, mut r, mut into) = ([left], [right], [T::default()]);
@@ -307,10 +178,32 @@ mod tests {
         assert_eq!(reduce(Operator::Sum, left, right), [expected; 3]);
     }
 
+    /// Every bit pattern against many others, with the conversions of the `half` crate one by one.
     #[test]
-    fn integer_average_truncates_toward_zero() {
-        let mut values = [7i32, -7];
-        scale_for_average(ElementType::I32, cast_slice_mut(&mut values), 2);
-        assert_eq!(values, [3, -3]);
+    fn sixteen_bit_results_are_those_of_single_precision_rounded_once() {
+        fn check<H: Element>(bits: impl Fn(u16) -> H, wide: impl Fn(H) -> f32, narrow: impl Fn(f32) -> H) {
+            let left: Vec<H> = (0..=u16::MAX).map(&bits).collect();
+            for seed in 0..40u16 {
+                let others =
+                    (0..=u16::MAX).map(|i| bits(i.wrapping_mul(seed.wrapping_mul(2) + 1) ^ seed << 8));
+                let right: Vec<H> = others.collect();
+                let operations: [(Operator, fn(f32, f32) -> f32); 2] =
+                    [(Operator::Sum, |l, r| l + r), (Operator::Product, |l, r| l * r)];
+                for (operator, operation) in operations {
+                    let mut result = left.clone();
+                    let target =
+                        Target::Left { left: cast_slice_mut(&mut result), right: cast_slice(&right) };
+                    reduce_into(H::TYPE, operator, target);
+                    for ((&l, &r), result) in left.iter().zip(&right).zip(result) {
+                        let exact = operation(wide(l), wide(r));
+                        let expected = narrow(if exact.is_nan() { f32::NAN } else { exact });
+                        let same = bytemuck::bytes_of(&result) == bytemuck::bytes_of(&expected);
+                        assert!(same, "{operator} of {l:?} and {r:?}: {result:?}, not {expected:?}");
+                    }
+                }
+            }
+        }
+        check(bf16::from_bits, bf16::to_f32, bf16::from_f32);
+        check(f16::from_bits, f16::to_f32, f16::from_f32);
     }
 }

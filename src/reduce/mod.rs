@@ -6,9 +6,19 @@
 //! - A NaN result is always the canonical quiet NaN, so that bits do not depend on how the compiler orders operands.
 //! - Integers wrap; their average truncates toward zero.
 
+mod arithmetic;
+mod average;
+mod fused;
+mod half_precision;
 mod kernels;
+mod level;
+mod many;
+mod store;
 
-pub use kernels::{Target, reduce_into, scale_for_average};
+pub use average::scale_for_average;
+pub use kernels::{Target, reduce_into};
+pub use many::{ReduceMany, Tree, reduce_many};
+pub use store::Store;
 
 use half::{bf16, f16};
 use serde::{Deserialize, Serialize};
