@@ -10,12 +10,15 @@ use std::fs;
 use std::io::Write;
 
 /// The collectives, each with the orders that it accepts.
-const COLLECTIVES: [(&str, &[&str]); 6] = [
+const COLLECTIVES: [(&str, &[&str]); 9] = [
     ("ring", &["auto", "fastest"]),
     ("butterfly", &["auto", "canonical", "fastest"]),
     ("binary-blocks", &["auto", "canonical", "fastest"]),
     ("parameter-server", &["auto", "canonical", "rank", "fastest"]),
     ("recursive-doubling", &["auto", "canonical", "fastest"]),
+    ("circulant", &["auto", "fastest"]),
+    ("double-tree", &["auto", "fastest"]),
+    ("hierarchical", &["auto", "canonical", "fastest"]),
     ("native", &["auto", "fastest"]),
 ];
 

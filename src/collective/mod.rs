@@ -7,10 +7,14 @@
 pub mod binary_blocks;
 mod blocks;
 pub mod butterfly;
+pub mod circulant;
 mod communicator;
 mod direct;
+pub mod double_tree;
 mod entry;
 mod executor;
+pub mod hierarchical;
+mod operands;
 mod parameter_server;
 mod partition;
 mod plan;
@@ -22,9 +26,12 @@ pub mod verify;
 
 pub use binary_blocks::BinaryBlocks;
 pub use butterfly::Butterfly;
+pub use circulant::Circulant;
 pub use communicator::{Communicator, CommunicatorOptions};
 pub use direct::SharedBuffer;
+pub use double_tree::DoubleTree;
 pub use entry::{Entry, Member};
+pub use hierarchical::Hierarchical;
 pub use parameter_server::ParameterServer;
 pub use partition::part;
 pub use recursive_doubling::RecursiveDoubling;
@@ -175,10 +182,29 @@ impl Topology {
 
     /// How many different hosts there are.
     pub fn host_count(&self) -> usize {
-        let mut hosts = self.hosts.clone();
-        hosts.sort_unstable();
-        hosts.dedup();
-        hosts.len()
+        self.ranks_by_host().len()
+    }
+
+    /// The ranks of each host, in order; hosts in the order of their first rank.
+    ///
+    /// ```
+    /// use esync::collective::Topology;
+    /// let topology = Topology::with_hosts(vec![7, 3, 7, 3, 3]);
+    /// assert_eq!(topology.ranks_by_host(), [vec![0, 2], vec![1, 3, 4]]);
+    /// ```
+    pub fn ranks_by_host(&self) -> Vec<Vec<Rank>> {
+        let mut numbers: Vec<u32> = Vec::new();
+        let mut ranks: Vec<Vec<Rank>> = Vec::new();
+        for (rank, host) in self.hosts.iter().enumerate() {
+            match numbers.iter().position(|number| number == host) {
+                Some(index) => ranks[index].push(rank),
+                None => {
+                    numbers.push(*host);
+                    ranks.push(vec![rank]);
+                }
+            }
+        }
+        ranks
     }
 }
 

@@ -1,16 +1,25 @@
 //! Algorithms by name, and the refusals that all of them word alike.
 
 use super::{
-    BinaryBlocks, Butterfly, Collective, Kind, Operation, Order, ParameterServer, RecursiveDoubling, Ring,
-    Schedule, Topology,
+    BinaryBlocks, Butterfly, Circulant, Collective, DoubleTree, Hierarchical, Kind, Operation, Order,
+    ParameterServer, RecursiveDoubling, Ring, Schedule, Topology,
 };
 use crate::error::{Error, Result};
 use crate::transport::Rank;
 use std::sync::Arc;
 
 /// The names of all algorithms, as on the command line.
-pub const COLLECTIVE_NAMES: &[&str] =
-    &["ring", "butterfly", "binary-blocks", "parameter-server", "recursive-doubling", "native"];
+pub const COLLECTIVE_NAMES: &[&str] = &[
+    "ring",
+    "butterfly",
+    "binary-blocks",
+    "parameter-server",
+    "recursive-doubling",
+    "circulant",
+    "double-tree",
+    "hierarchical",
+    "native",
+];
 
 /// The algorithm of that name. `servers` is how many ranks hold shards in `parameter-server` (`None`: all); the other
 /// algorithms have no servers.
@@ -31,6 +40,9 @@ pub fn collective_by_name(name: &str, servers: Option<usize>) -> Result<Arc<dyn 
         "binary-blocks" => Arc::new(BinaryBlocks),
         "parameter-server" => Arc::new(ParameterServer { servers }),
         "recursive-doubling" => Arc::new(RecursiveDoubling),
+        "circulant" => Arc::new(Circulant),
+        "double-tree" => Arc::new(DoubleTree),
+        "hierarchical" => Arc::new(Hierarchical::default()),
         "native" => Arc::new(Native),
         _ => {
             let names = COLLECTIVE_NAMES.join("`, `");
