@@ -119,6 +119,24 @@ impl<T: Number> Contributions<T> {
         }
     }
 
+    /// Overwrites what is to arrive from other ranks, so that it is not there before.
+    pub(super) fn forget_others(&self, vector: &mut [T]) {
+        if self.kind == Kind::AllGather {
+            let own = part(vector.len(), self.n, self.rank);
+            vector[..own.start].fill(T::small(77));
+            vector[own.end..].fill(T::small(77));
+        }
+    }
+
+    /// Which elements of this rank's result mean something.
+    pub(super) fn defined(&self, len: usize, root: Rank) -> std::ops::Range<usize> {
+        match self.kind {
+            Kind::ReduceScatter => part(len, self.n, self.rank),
+            Kind::Reduce if self.rank != root => 0..0,
+            _ => 0..len,
+        }
+    }
+
     /// How many elements of this rank's result are wrong.
     pub(super) fn wrong(&self, vector: &[T], root: Rank) -> u64 {
         let differs = |found: &T, expected: &T| {
