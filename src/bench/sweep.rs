@@ -27,6 +27,13 @@ pub struct Outcome {
     pub wrong: u64,
 }
 
+impl Outcome {
+    /// The exit code of a program that found this: 1 if an element was wrong.
+    pub fn exit_code(&self) -> u8 {
+        u8::from(self.wrong > 0)
+    }
+}
+
 /// What the flags mean.
 struct Sweep<'a> {
     flags: &'a Flags,
@@ -329,5 +336,15 @@ impl<'a> Sweep<'a> {
 fn note(is_first: bool, error: &Error) {
     if is_first {
         eprintln!("esync-bench: note: left out: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wrong_element_fails_the_program() {
+        assert_eq!([0, 1, 256, 1 << 40].map(|wrong| Outcome { wrong }.exit_code()), [0, 1, 1, 1]);
     }
 }
