@@ -107,6 +107,32 @@ fn other_types_and_operators() {
     }
 }
 
+#[test]
+fn narrow_wires() {
+    if have_mpi() {
+        for wire in ["f16", "bf16", "int8"] {
+            check(3, &format!("--wire {wire}"));
+        }
+        check(7, "--wire int8 -o average --order rank");
+        check(2, "--wire int8 --op broadcast");
+    }
+}
+
+#[test]
+fn what_a_narrow_wire_cannot_carry_is_said() {
+    let said = |arguments: &str, text: &str| {
+        let finished = on_threads(2, &format!("{QUICK} {arguments}")).expect(2);
+        assert!(finished.stderr.contains(text), "{}", finished.stderr);
+    };
+    said("--wire int9", "choose one of `f32`, `f16`, `bf16`, `int8`");
+    said("--wire int8 --collective ring", "leave out --collective");
+    said("--wire int8 -d f64", "narrows vectors of f32");
+    said("--wire int8 -o max", "meant for sum and average, not for max");
+    said("--wire int8 --op reduce-scatter", "narrows all-reduce only");
+    let record = &records(&on_threads(2, "-b 4K -e 4K -n 1 --format json --wire int8").expect(0))[0];
+    assert_eq!((&record["collective"], &record["wire"]), (&"two-shot".into(), &"int8".into()));
+}
+
 /// All collectives that accept the order have the same bits, on threads and between processes.
 #[track_caller]
 fn check_one_order(ranks: usize, order: &str, collectives: usize) {

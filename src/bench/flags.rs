@@ -3,7 +3,7 @@
 use super::choices::{element, kind, operator, order, seconds, timeout, zero_or_one};
 use super::{Buffers, ByteSize, Format, Placement, Refresh, Step, Switch, Timing};
 use crate::collective::{Kind, Order};
-use crate::reduce::{ElementType, Operator};
+use crate::reduce::{ElementType, Operator, WireFormat};
 use crate::train::TransportChoice;
 use clap::Args;
 use std::path::PathBuf;
@@ -24,6 +24,9 @@ pub struct Flags {
     /// The order of summation: auto, canonical, rank, fastest
     #[arg(long, value_parser = order, default_value = "auto", help_heading = "What")]
     pub order: Order,
+    /// What an all-reduce's vectors of f32 travel as: f32, f16, bf16, int8. All but f32 round them, and take the two-shot form
+    #[arg(long, value_name = "FORMAT", default_value_t, help_heading = "What")]
+    pub wire: WireFormat,
     /// Type of the elements: f32, f64, i32, i64, f16, bf16
     #[arg(short = 'd', long = "type", visible_alias = "datatype", value_name = "TYPE", value_parser = element, default_value = "f32", help_heading = "What")]
     pub element: ElementType,

@@ -55,7 +55,7 @@ pub(super) struct Bench<'a, T: Number> {
 
 impl<'a, T: Number> Bench<'a, T> {
     pub(super) fn new(flags: &'a Flags, rank: Rank, ranks: usize, count: usize) -> Self {
-        let contributions = Contributions::<T>::new(flags.op, flags.operator, rank, ranks);
+        let contributions = Contributions::<T>::new(flags.op, flags.operator, rank, ranks).over(flags.wire);
         let mut master = FlatBuffer::new(count);
         contributions.fill(&mut master);
         Bench { flags, contributions, master, sorts: Vec::new() }

@@ -2,6 +2,7 @@
 
 use super::{Refresh, Timing};
 use crate::collective::{Kind, Order};
+use crate::reduce::WireFormat;
 use serde::Serialize;
 
 /// Microseconds of an iteration on its slowest rank, over all iterations.
@@ -48,6 +49,8 @@ pub struct Record {
     pub ranks: usize,
     /// The order of summation that was asked for.
     pub order: Order,
+    /// What the vectors travelled as.
+    pub wire: WireFormat,
     /// Bytes of one rank's whole vector.
     pub bytes: usize,
     /// Its elements.
@@ -120,6 +123,7 @@ impl Record {
             ("transport", self.transport.clone()),
             ("ranks", self.ranks.to_string()),
             ("order", self.order.to_string()),
+            ("wire", self.wire.to_string()),
             ("bytes", self.bytes.to_string()),
             ("count", self.count.to_string()),
             ("type", self.element.to_string()),

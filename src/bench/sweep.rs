@@ -9,7 +9,7 @@ use super::vectors::bytes_needed;
 use super::{Buffers, ByteSize, Flags, Placement, Record, Switch, Times, explain};
 use crate::collective::{
     COLLECTIVE_NAMES, Collective, Communicator, CommunicatorOptions, Kind, Member, Native, Operation,
-    Topology, collective_by_name,
+    TWO_SHOT, Topology, collective_by_name,
 };
 use crate::error::{Error, Result};
 use crate::reduce::ElementType;
@@ -32,6 +32,13 @@ impl Outcome {
     pub fn exit_code(&self) -> u8 {
         u8::from(self.wrong > 0)
     }
+}
+
+/// The collective of a communicator whose all-reduce takes another form anyway: one with all orders.
+const CARRIER: &str = "parameter-server";
+
+fn is_narrow(flags: &Flags) -> bool {
+    flags.op == Kind::AllReduce && flags.wire.narrows(flags.element)
 }
 
 /// What the flags mean.
@@ -65,7 +72,16 @@ impl<'a> Sweep<'a> {
     fn new(flags: &'a Flags) -> Result<Self> {
         let counts = flags.counts()?;
         let all = flags.collective.iter().any(|name| name == "all");
+        let is_narrow = is_narrow(flags);
+        if is_narrow && (!all || flags.explain || flags.draw.is_some()) {
+            return Err(Error::Usage(format!(
+                "--wire {} of {} always takes the form `{TWO_SHOT}`, which has no schedule: leave out --collective, --explain \
+                 and --draw",
+                flags.wire, flags.element
+            )));
+        }
         let names = match all {
+            true if is_narrow => vec![CARRIER],
             true => COLLECTIVE_NAMES.to_vec(),
             false => flags.collective.iter().map(String::as_str).collect(),
         };
@@ -100,6 +116,7 @@ impl<'a> Sweep<'a> {
         let options = CommunicatorOptions {
             collective,
             order: self.flags.order,
+            wire: self.flags.wire,
             timeout: self.flags.timeout,
             ..CommunicatorOptions::default()
         };
@@ -116,7 +133,7 @@ impl<'a> Sweep<'a> {
                 Err(error @ Error::Refused { .. }) if self.all => note(is_first, &error),
                 other => {
                     communicators.push(other?);
-                    names.push(*name);
+                    names.push(if is_narrow(self.flags) { TWO_SHOT } else { *name });
                 }
             }
         }
@@ -302,6 +319,7 @@ impl<'a> Sweep<'a> {
                 transport: transport.name().into(),
                 ranks: transport.size(),
                 order: flags.order,
+                wire: flags.wire,
                 bytes,
                 count,
                 element: flags.element.name(),

@@ -20,11 +20,12 @@ pub(super) fn head(flags: &Flags, facts: &Facts<'_>) -> Vec<String> {
     };
     let mut lines = vec![
         format!(
-            "# esync-bench {}: {}, {ranks} over {} on {hosts}, order {}; {timing}, vectors: {}",
+            "# esync-bench {}: {}, {ranks} over {} on {hosts}, order {}, wire {}; {timing}, vectors: {}",
             env!("CARGO_PKG_VERSION"),
             flags.op,
             facts.transport.name(),
             flags.order,
+            flags.wire,
             flags.refresh,
         ),
         format!("# host: {}, {}", plural(facts.cores.len(), "core"), host::processor()),

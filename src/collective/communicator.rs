@@ -2,13 +2,14 @@
 
 use super::entry::{EntryRoom, Header};
 use super::executor::{self, Workspace};
+use super::narrow::{self, Narrow, NarrowRoom};
 use super::plan::Plan;
 use super::{
     Collective, Entry, Kind, Member, Native, Operation, Order, ParameterServer, SharedBuffer, Topology, part,
     verify,
 };
 use crate::error::{Error, Result};
-use crate::reduce::{Element, ElementType, Operator, scale_for_average};
+use crate::reduce::{Element, ElementType, Operator, WireFormat, scale_for_average};
 use crate::transport::{Deadline, Patience, Rank, Transport, Wait};
 use std::collections::HashMap;
 use std::fmt;
@@ -26,6 +27,11 @@ pub struct CommunicatorOptions {
     pub timeout: Duration,
     /// Longer messages are cut into pieces of this many bytes, so that reducing one overlaps receiving the next.
     pub segment_bytes: usize,
+    /// How the vectors of an all-reduce are written for the way between ranks. All but `f32` take the two-shot form,
+    /// whatever `collective` is, and refuse what they cannot narrow (see [`wire`](crate::reduce::wire)): other types than
+    /// f32, other operators than sum and average, reduce-scatter and reduce. All-gather and broadcast move vectors as they
+    /// are.
+    pub wire: WireFormat,
 }
 
 impl Default for CommunicatorOptions {
@@ -35,6 +41,7 @@ impl Default for CommunicatorOptions {
             order: Order::Auto,
             timeout: Duration::from_secs(300),
             segment_bytes: 256 * 1024,
+            wire: WireFormat::F32,
         }
     }
 }
@@ -67,6 +74,7 @@ pub struct Communicator {
     options: CommunicatorOptions,
     plans: HashMap<PlanKey, Arc<Plan>>,
     workspace: Workspace,
+    narrow_room: NarrowRoom,
     entry: EntryRoom,
     sequence: u64,
     failed: Option<Error>,
@@ -123,6 +131,7 @@ impl Communicator {
             options,
             plans: HashMap::new(),
             workspace: Workspace::default(),
+            narrow_room: NarrowRoom::default(),
             entry: EntryRoom::new(size),
             sequence: 0,
             failed: None,
@@ -315,6 +324,22 @@ impl Communicator {
         self.remember(result)
     }
 
+    /// [`all_reduce_entered`](Self::all_reduce_entered) of a vector that must not be rounded: in its own type, whatever the
+    /// wire is.
+    ///
+    /// # Errors
+    /// As [`all_reduce`](Self::all_reduce).
+    pub fn all_reduce_entered_exact<T: Element>(
+        &mut self,
+        buffer: &mut [T],
+        operator: Operator,
+    ) -> Result<()> {
+        let wire = std::mem::take(&mut self.options.wire);
+        let result = self.all_reduce_entered(buffer, operator);
+        self.options.wire = wire;
+        result
+    }
+
     /// Sends every rank's bytes to every rank, in rank order. For small things such as configurations.
     ///
     /// # Errors
@@ -336,6 +361,16 @@ impl Communicator {
 
     fn operation(&self, kind: Kind, root: Rank) -> Operation {
         Operation { kind, root, order: self.options.order }
+    }
+
+    /// Whether this call takes the two-shot form.
+    fn is_narrow(&self, operation: &Operation, element: ElementType) -> bool {
+        operation.kind.reduces() && self.options.wire.narrows(element)
+    }
+
+    /// The name of what carries out the operation.
+    fn collective_of(&self, operation: &Operation, element: ElementType) -> &'static str {
+        if self.is_narrow(operation, element) { narrow::TWO_SHOT } else { self.options.collective.name() }
     }
 
     fn is_native(&self) -> bool {
@@ -381,7 +416,10 @@ impl Communicator {
         let sequence = self.sequence;
         let collective = self.options.collective.name();
         let segment_bytes = self.options.segment_bytes;
-        let header = Header { operation, element, operator, count, sequence, collective, segment_bytes };
+        let wire = self.options.wire;
+        let header =
+            Header { operation, element, operator, count, sequence, collective, segment_bytes, wire };
+        let collective = operation.map_or(collective, |operation| self.collective_of(&operation, element));
         let label = Label { operation, collective, count, element, sequence };
         let deadline = Deadline::after(self.options.timeout);
         let wait = Wait { deadline, patience: Patience::Straggler, operation: &label };
@@ -412,13 +450,23 @@ impl Communicator {
         let count = bytes.len() / element.size();
         let label = Label {
             operation: Some(operation),
-            collective: self.options.collective.name(),
+            collective: self.collective_of(&operation, element),
             count,
             element,
             sequence: self.sequence,
         };
         let deadline = Deadline::after(self.options.timeout);
         let wait = Wait { deadline, patience: Patience::Transfer, operation: &label };
+        if self.is_narrow(&operation, element) {
+            let CommunicatorOptions { wire, order, segment_bytes, .. } = self.options;
+            narrow::check(wire, &operation, element, operator)?;
+            let narrow = Narrow { format: wire, order, operator, segment_bytes };
+            let values = bytemuck::cast_slice_mut(bytes);
+            let traffic = narrow.all_reduce(&*self.transport, &mut self.narrow_room, values, &wait)?;
+            self.bytes_sent += traffic.sent;
+            self.bytes_received += traffic.received;
+            return Ok(());
+        }
         if self.is_native() && operation.kind == Kind::AllReduce {
             self.check_native(&operation)?;
             return self.run_native(element, operator, bytes, count, &wait);

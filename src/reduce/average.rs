@@ -18,25 +18,27 @@ pub fn scale_for_average(element: ElementType, bytes: &mut [u8], n: usize) {
     match element {
         ElementType::F32 => {
             let factor = 1.0 / n as f32;
-            map(cast_slice_mut(bytes), |value: f32| (value * factor).quiet());
+            map(cast_slice_mut(bytes), move |value: f32| (value * factor).quiet());
         }
         ElementType::F64 => {
             let factor = 1.0 / n as f64;
-            map(cast_slice_mut(bytes), |value: f64| (value * factor).quiet());
+            map(cast_slice_mut(bytes), move |value: f64| (value * factor).quiet());
         }
         ElementType::BF16 => {
             let factor = 1.0 / n as f32;
-            map(cast_slice_mut(bytes), |value: bf16| round_to_bf16((widen_bf16(value) * factor).quiet()));
+            map(cast_slice_mut(bytes), move |value: bf16| {
+                round_to_bf16((widen_bf16(value) * factor).quiet())
+            });
         }
         ElementType::F16 => half_precision::scale(cast_slice_mut(bytes), 1.0 / n as f32),
         ElementType::I32 => {
             let (multiplier, shift) = reciprocal(n as u32);
-            map(cast_slice_mut(bytes), |value: i32| {
+            map(cast_slice_mut(bytes), move |value: i32| {
                 let quotient = ((u64::from(value.unsigned_abs()) * u64::from(multiplier)) >> shift) as i32;
                 if value < 0 { quotient.wrapping_neg() } else { quotient }
             });
         }
-        ElementType::I64 => map(cast_slice_mut(bytes), |value: i64| value / n as i64),
+        ElementType::I64 => map(cast_slice_mut(bytes), move |value: i64| value / n as i64),
     }
 }
 

@@ -10,6 +10,7 @@ use crate::policy::esync::{EsyncWorker, Planning, Settings};
 use crate::policy::local::LocalWorker;
 use crate::policy::sync::SyncWorker;
 use crate::policy::{Outer, Weighting, WorkerPolicy};
+use crate::reduce::WireFormat;
 use serde::Serialize;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -28,6 +29,7 @@ pub struct Config {
     pub global_lr: f64,
     pub collective: String,
     pub order: Order,
+    pub wire: WireFormat,
     pub transport: TransportChoice,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub servers: Option<usize>,
@@ -83,6 +85,7 @@ impl Config {
             global_lr: flags.global_lr.unwrap_or(1.0),
             collective: flags.collective.unwrap_or_else(|| "ring".into()),
             order: flags.order.unwrap_or_default(),
+            wire: flags.wire.unwrap_or_default(),
             transport: flags.transport.unwrap_or_default(),
             servers: flags.servers,
             timeout: flags.timeout.unwrap_or(Seconds(Duration::from_secs(300))),
@@ -222,6 +225,7 @@ impl Config {
         Ok(CommunicatorOptions {
             collective,
             order: self.order,
+            wire: self.wire,
             timeout: self.timeout.0,
             ..CommunicatorOptions::default()
         })

@@ -6,6 +6,7 @@ use crate::data::{DATASET_NAMES, Split};
 use crate::error::{Error, Result};
 use crate::learner::NETWORK_NAMES;
 use crate::policy::{Outer, Weighting};
+use crate::reduce::WireFormat;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
@@ -130,6 +131,9 @@ pub struct Flags {
     /// The order of summation: auto, canonical, rank, fastest [default: auto]
     #[arg(long, env = "ESYNC_ORDER", value_parser = order, help_heading = "Communication", hide_short_help = true)]
     pub order: Option<Order>,
+    /// What the numbers of an exchange travel as: f32, f16, bf16, int8. All but f32 round them, and are summed by the owner of each part, whatever --collective is [default: f32]
+    #[arg(long, env = "ESYNC_WIRE", value_name = "FORMAT", help_heading = "Communication")]
+    pub wire: Option<WireFormat>,
     /// Where the bytes travel [default: auto]
     #[arg(long, env = "ESYNC_TRANSPORT", value_enum, help_heading = "Communication")]
     pub transport: Option<TransportChoice>,
