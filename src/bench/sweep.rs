@@ -212,8 +212,12 @@ impl<'a> Sweep<'a> {
     /// The sorts of memory that make a difference on this transport.
     fn sorts(&self, leader: &mut Communicator, is_first: bool) -> Result<Vec<bool>> {
         let probe = leader.alloc::<f32>(1024)?;
-        let own = Member { flags: probe.is_registered().into(), ..Member::default() };
-        let registered = leader.gather(own)?.members.iter().all(|member| member.flags == 1);
+        let process = std::process::id().into();
+        let own = Member { flags: probe.is_registered().into(), samples: process, ..Member::default() };
+        let members = leader.gather(own)?.members;
+        let registered = members.iter().all(|member| member.flags == 1);
+        // Threads of one process reach each other's memory anyway.
+        let one_process = members.iter().all(|member| member.samples == members[0].samples);
         Ok(match self.flags.buffers {
             Buffers::Private => vec![false],
             Buffers::Registered => {
@@ -225,6 +229,7 @@ impl<'a> Sweep<'a> {
                 }
                 vec![true]
             }
+            Buffers::Both if registered && one_process => vec![true],
             Buffers::Both if registered => vec![true, false],
             Buffers::Both => vec![false],
         })
