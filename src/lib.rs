@@ -14,6 +14,7 @@
 
 pub mod bench;
 pub mod buffer;
+pub mod cluster;
 pub mod collective;
 pub mod data;
 mod error;

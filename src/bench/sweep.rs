@@ -108,7 +108,7 @@ impl<'a> Sweep<'a> {
     fn communicator(&self, name: &str, transport: &Arc<dyn Transport>) -> Result<Communicator> {
         let collective = collective_by_name(name, None)?;
         if name == Native.name() {
-            Native.check(&self.operation())?;
+            Native.check(&self.operation(), &**transport)?;
         } else {
             let size = transport.size();
             collective.schedule(&self.operation(), &Topology::flat(size), transport.rank(), size)?;

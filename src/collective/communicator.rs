@@ -1,6 +1,8 @@
 //! What a program calls: collectives on slices.
 
-use super::entry::{EntryRoom, Header};
+use super::choose::{Chooser, Chosen};
+use super::direct;
+use super::entry::{Agreed, EntryRoom, Header};
 use super::executor::{self, Workspace};
 use super::narrow::{self, Narrow, NarrowRoom};
 use super::plan::Plan;
@@ -37,7 +39,7 @@ pub struct CommunicatorOptions {
 impl Default for CommunicatorOptions {
     fn default() -> Self {
         CommunicatorOptions {
-            collective: Arc::new(super::Ring),
+            collective: Arc::new(super::Auto::default()),
             order: Order::Auto,
             timeout: Duration::from_secs(300),
             segment_bytes: 256 * 1024,
@@ -69,17 +71,22 @@ impl Default for CommunicatorOptions {
 /// # Ok::<(), esync::Error>(())
 /// ```
 pub struct Communicator {
-    transport: Arc<dyn Transport>,
+    pub(super) transport: Arc<dyn Transport>,
     topology: Topology,
-    options: CommunicatorOptions,
+    pub(super) options: CommunicatorOptions,
+    /// What picks the algorithm, if `auto` was asked for.
+    pub(super) chooser: Option<Chooser>,
+    /// The algorithm of the current operation.
+    pub(super) chosen: Chosen,
     plans: HashMap<PlanKey, Arc<Plan>>,
     workspace: Workspace,
     narrow_room: NarrowRoom,
     entry: EntryRoom,
+    room: direct::Room,
     sequence: u64,
-    failed: Option<Error>,
-    bytes_sent: u64,
-    bytes_received: u64,
+    pub(super) failed: Option<Error>,
+    pub(super) bytes_sent: u64,
+    pub(super) bytes_received: u64,
 }
 
 type PlanKey = (Operation, usize, ElementType);
@@ -126,13 +133,20 @@ impl Communicator {
             hosts.iter().position(|other| other == host).unwrap_or_default() as u32
         };
         let topology = Topology::with_hosts((0..size).map(number).collect());
+        let auto = options.collective.as_auto();
         let communicator = Communicator {
             topology,
+            chooser: auto.map(|auto| Chooser::new(auto.clone())),
+            chosen: match auto {
+                Some(_) => Chosen::before_agreement(),
+                None => Chosen::fixed(options.collective.clone()),
+            },
             options,
             plans: HashMap::new(),
             workspace: Workspace::default(),
             narrow_room: NarrowRoom::default(),
             entry: EntryRoom::new(size),
+            room: direct::Room::new(size),
             sequence: 0,
             failed: None,
             bytes_sent: 0,
@@ -141,8 +155,8 @@ impl Communicator {
         };
         let all_reduce = communicator.operation(Kind::AllReduce, 0);
         if communicator.is_native() {
-            communicator.check_native(&all_reduce)?;
-        } else {
+            Native.check(&all_reduce, &*communicator.transport)?;
+        } else if communicator.chooser.is_none() {
             let rank = communicator.rank();
             communicator.options.collective.schedule(&all_reduce, &communicator.topology, rank, size)?;
         }
@@ -174,7 +188,8 @@ impl Communicator {
         &self.options
     }
 
-    /// Bytes that this rank has sent in collectives, entry records excluded. `native` is counted as a ring would send.
+    /// Bytes that this rank has sent in collectives, entry records excluded. `native` (so everything that goes through
+    /// shared memory) is counted as a ring would send.
     pub fn bytes_sent(&self) -> u64 {
         self.bytes_sent
     }
@@ -223,6 +238,12 @@ impl Communicator {
                 output.len()
             )));
         }
+        let operation = self.choose(self.operation(Kind::AllReduce, 0), input.len(), T::TYPE)?;
+        if self.is_direct(&operation, T::TYPE) {
+            let (input, output, count) = (input.as_ptr(), output.as_mut_ptr(), output.len());
+            // SAFETY: two slices of one length; the one to be written does not overlap the other.
+            return unsafe { self.run_direct(operation, input, output, count, operator, true) };
+        }
         output.copy_from_slice(input);
         self.all_reduce(output, operator)
     }
@@ -246,7 +267,7 @@ impl Communicator {
     /// # Ok::<(), esync::Error>(())
     /// ```
     pub fn alloc<T: Element>(&self, len: usize) -> Result<SharedBuffer<T>> {
-        Ok(SharedBuffer::private(len))
+        SharedBuffer::new(self.transport.shared(), len)
     }
 
     /// Every rank ends with its [`part`] of the reduction, which is returned; the rest of `buffer` is left undefined.
@@ -300,6 +321,7 @@ impl Communicator {
     /// # Errors
     /// As [`all_reduce`](Self::all_reduce).
     pub fn gather(&mut self, member: Member) -> Result<Entry<'_>> {
+        self.settle()?;
         self.enter_as(None, ElementType::F32, Operator::Sum, 0, member)
     }
 
@@ -309,7 +331,7 @@ impl Communicator {
     /// # Errors
     /// As [`all_reduce`](Self::all_reduce).
     pub fn enter(&mut self, count: usize, operator: Operator, member: Member) -> Result<Entry<'_>> {
-        let operation = self.operation(Kind::AllReduce, 0);
+        let operation = self.choose(self.operation(Kind::AllReduce, 0), count, ElementType::F32)?;
         self.enter_as(Some(operation), ElementType::F32, operator, count, member)
     }
 
@@ -319,7 +341,12 @@ impl Communicator {
     /// # Errors
     /// As [`all_reduce`](Self::all_reduce).
     pub fn all_reduce_entered<T: Element>(&mut self, buffer: &mut [T], operator: Operator) -> Result<()> {
-        let operation = self.operation(Kind::AllReduce, 0);
+        let operation = self.choose(self.operation(Kind::AllReduce, 0), buffer.len(), T::TYPE)?;
+        if self.is_direct(&operation, T::TYPE) {
+            let (output, count) = (buffer.as_mut_ptr(), buffer.len());
+            // SAFETY: the slice is ours for the call.
+            return unsafe { self.run_direct(operation, output, output, count, operator, false) };
+        }
         let result = self.run(operation, T::TYPE, operator, bytemuck::cast_slice_mut(buffer));
         self.remember(result)
     }
@@ -369,20 +396,17 @@ impl Communicator {
     }
 
     /// The name of what carries out the operation.
-    fn collective_of(&self, operation: &Operation, element: ElementType) -> &'static str {
-        if self.is_narrow(operation, element) { narrow::TWO_SHOT } else { self.options.collective.name() }
+    fn label_of(&self, operation: &Operation, element: ElementType) -> &'static str {
+        if self.is_narrow(operation, element) { narrow::TWO_SHOT } else { self.chosen.label }
     }
 
     fn is_native(&self) -> bool {
-        self.options.collective.name() == "native"
+        self.chosen.collective.name() == "native"
     }
 
-    fn check_native(&self, operation: &Operation) -> Result<()> {
-        Native.check(operation)?;
-        match self.transport.native() {
-            Some(_) => Ok(()),
-            None => Err(Native.refuse(operation, format!("transport `{}` has none", self.transport.name()))),
-        }
+    /// Whether this call works in the memory that all ranks share.
+    fn is_direct(&self, operation: &Operation, element: ElementType) -> bool {
+        self.is_native() && self.transport.shared().is_some() && !self.is_narrow(operation, element)
     }
 
     fn call<T: Element>(
@@ -395,7 +419,12 @@ impl Communicator {
         if root >= self.size() {
             return Err(Error::Usage(format!("root {root} does not exist: there are {} ranks", self.size())));
         }
-        let operation = self.operation(kind, root);
+        let operation = self.choose(self.operation(kind, root), buffer.len(), T::TYPE)?;
+        if self.is_direct(&operation, T::TYPE) {
+            let (output, count) = (buffer.as_mut_ptr(), buffer.len());
+            // SAFETY: the slice is ours for the call.
+            return unsafe { self.run_direct(operation, output, output, count, operator, true) };
+        }
         self.enter_as(Some(operation), T::TYPE, operator, buffer.len(), Member::default())?;
         let result = self.run(operation, T::TYPE, operator, bytemuck::cast_slice_mut(buffer));
         self.remember(result)
@@ -413,13 +442,9 @@ impl Communicator {
             return Err(error.clone());
         }
         self.sequence += 1;
-        let sequence = self.sequence;
-        let collective = self.options.collective.name();
-        let segment_bytes = self.options.segment_bytes;
-        let wire = self.options.wire;
-        let header =
-            Header { operation, element, operator, count, sequence, collective, segment_bytes, wire };
-        let collective = operation.map_or(collective, |operation| self.collective_of(&operation, element));
+        let header = self.header(operation, element, operator, count);
+        let sequence = header.sequence;
+        let collective = operation.map_or(header.collective, |operation| self.label_of(&operation, element));
         let label = Label { operation, collective, count, element, sequence };
         let deadline = Deadline::after(self.options.timeout);
         let wait = Wait { deadline, patience: Patience::Straggler, operation: &label };
@@ -429,6 +454,62 @@ impl Communicator {
             .enter(&*self.transport, header, member, &wait)
             .inspect_err(|error| self.failed = Some(error.clone()))?;
         Ok(Entry { members, wait_seconds: started.elapsed().as_secs_f64() })
+    }
+
+    fn header(
+        &self,
+        operation: Option<Operation>,
+        element: ElementType,
+        operator: Operator,
+        count: usize,
+    ) -> Header<'static> {
+        Header {
+            operation,
+            element,
+            operator,
+            count,
+            sequence: self.sequence,
+            collective: self.chosen.label,
+            segment_bytes: self.options.segment_bytes,
+            wire: self.options.wire,
+        }
+    }
+
+    /// A call through shared memory: entry and operation are one rendezvous, which is a call of its own if it `is_new`.
+    ///
+    /// # Safety
+    /// `input` is good for reading and `output` for writing `count` elements, and nobody else uses them during the call.
+    /// They are the same or do not overlap.
+    unsafe fn run_direct<T: Element>(
+        &mut self,
+        operation: Operation,
+        input: *const T,
+        output: *mut T,
+        count: usize,
+        operator: Operator,
+        is_new: bool,
+    ) -> Result<()> {
+        if let Some(error) = &self.failed {
+            return Err(error.clone());
+        }
+        self.sequence += u64::from(is_new);
+        let header = self.header(Some(operation), T::TYPE, operator, count);
+        let Header { collective, sequence, .. } = header;
+        let label = Label { operation: Some(operation), collective, count, element: T::TYPE, sequence };
+        let deadline = Deadline::after(self.options.timeout);
+        let wait = Wait { deadline, patience: Patience::Straggler, operation: &label };
+        let (input, output) = (input.cast(), output.cast());
+        let call = direct::Call { operation, element: T::TYPE, operator, input, output, count };
+        let domain =
+            self.transport.shared().ok_or_else(|| Error::Internal("shared memory vanished".into()))?;
+        // SAFETY: the caller's promise.
+        let result = unsafe { direct::run(domain, &call, &Agreed::new(header), &mut self.room, &wait) };
+        self.remember(result)?;
+        let bytes = (count * size_of::<T>()) as u64;
+        let bytes = direct::bytes_as_a_ring(operation.kind, bytes, self.size() as u64);
+        self.bytes_sent += bytes;
+        self.bytes_received += bytes;
+        Ok(())
     }
 
     fn remember(&mut self, result: Result<()>) -> Result<()> {
@@ -450,7 +531,7 @@ impl Communicator {
         let count = bytes.len() / element.size();
         let label = Label {
             operation: Some(operation),
-            collective: self.collective_of(&operation, element),
+            collective: self.label_of(&operation, element),
             count,
             element,
             sequence: self.sequence,
@@ -467,8 +548,8 @@ impl Communicator {
             self.bytes_received += traffic.received;
             return Ok(());
         }
-        if self.is_native() && operation.kind == Kind::AllReduce {
-            self.check_native(&operation)?;
+        if self.is_native() && self.transport.native().is_some() && operation.kind == Kind::AllReduce {
+            Native.check(&operation, &*self.transport)?;
             return self.run_native(element, operator, bytes, count, &wait);
         }
         let plan = match self.plans.get(&(operation, count, element)) {
@@ -520,15 +601,19 @@ impl Communicator {
     fn plan(&self, operation: &Operation, count: usize, element: ElementType) -> Result<Plan> {
         let schedule =
             |collective: &dyn Collective| collective.schedule(operation, &self.topology, self.rank(), count);
-        let schedule = match schedule(&*self.options.collective) {
-            Err(Error::Refused { .. }) if operation.kind != Kind::AllReduce => {
+        let schedule = match schedule(&*self.chosen.collective) {
+            // `native` where memory is shared but hidden behind a delay: the same bits by messages.
+            Err(Error::Refused { .. })
+                if operation.kind != Kind::AllReduce
+                    || self.is_native() && self.transport.native().is_none() =>
+            {
                 schedule(&ParameterServer { servers: None })
             }
             other => other,
         }?;
         // The executor works with raw pointers, so a schedule of a user's own must be sound before it runs: ranges inside
         // their places, no two writers of one range. What needs the other ranks' schedules is the verifier's.
-        let collective = self.options.collective.name();
+        let collective = self.chosen.label;
         verify::check_stages(&schedule, self.rank(), self.size(), count).map_err(|flaw| {
             Error::Internal(format!(
                 "the schedule of `{collective}` for {operation} of {count} elements: {flaw}"

@@ -3,11 +3,12 @@
 //! Each rank sends one small record to each other rank and waits for theirs. It shows who has not arrived (by name, not by
 //! hearsay), compares the headers so that a mismatch is an error on every rank, and carries each rank's figures of the
 //! round. One rendezvous and n − 1 short messages per rank: on crowded cores it is the number of rendezvous that costs.
+//! Ranks that share memory need no messages for it.
 
 use super::{Kind, Operation, Order};
 use crate::error::{Error, Result};
 use crate::reduce::{ElementType, Operator, WireFormat};
-use crate::transport::{Rank, Tag, Ticket, Transport, Wait};
+use crate::transport::{Domain, Place, Publication, Rank, Round, Session, Tag, Ticket, Transport, Wait};
 use bytemuck::{Pod, Zeroable};
 
 /// What each rank says when it enters: figures of the round, and requests.
@@ -41,7 +42,7 @@ struct Record {
 /// What must be the same in all records.
 #[derive(Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
-struct Agreed {
+pub(super) struct Agreed {
     magic: u32,
     kind: u8,
     element: u8,
@@ -111,7 +112,10 @@ impl EntryRoom {
         wait: &Wait<'_>,
     ) -> Result<&[Member]> {
         let rank = transport.rank();
-        self.own[0] = Record::new(header, member);
+        self.own[0] = Record { agreed: Agreed::new(header), member };
+        if let Some(domain) = transport.shared() {
+            return self.enter_domain(domain, wait);
+        }
         self.records[rank] = self.own[0];
         self.tickets.clear();
         let result = self.exchange(transport, wait);
@@ -129,6 +133,28 @@ impl EntryRoom {
         }
         for (member, record) in self.members.iter_mut().zip(&self.records) {
             *member = record.member;
+        }
+        Ok(&self.members)
+    }
+
+    /// The same through shared memory.
+    fn enter_domain(&mut self, domain: &Domain, wait: &Wait<'_>) -> Result<&[Member]> {
+        let Record { agreed, member } = &self.own[0];
+        let said = Publication {
+            hash: agreed.hash(),
+            header: agreed.bytes(),
+            figures: bytemuck::bytes_of(member),
+            source: Place::NOWHERE,
+            target: Place::NOWHERE,
+            is_private: false,
+        };
+        let mut session = domain.session()?;
+        let round = session.arrive(&said, wait)?;
+        if !session.all_agree(&round) {
+            return Err(mismatch(&session, &round, domain.size(), wait));
+        }
+        for (rank, member) in self.members.iter_mut().enumerate() {
+            *member = bytemuck::cast(session.figures::<{ size_of::<Member>() }>(&round, rank));
         }
         Ok(&self.members)
     }
@@ -152,14 +178,14 @@ impl EntryRoom {
     }
 }
 
-impl Record {
-    fn new(header: Header<'_>, member: Member) -> Self {
+impl Agreed {
+    pub(super) fn new(header: Header<'_>) -> Self {
         let mut collective = [0; 31];
         collective.iter_mut().zip(header.collective.bytes()).for_each(|(to, byte)| *to = byte);
         let place = |found: Option<usize>| found.map_or(BARRIER, |index| index as u8);
         let operation = header.operation.unwrap_or(Operation::new(Kind::AllReduce));
         let kind = header.operation.and_then(|o| Kind::ALL.iter().position(|&kind| kind == o.kind));
-        let agreed = Agreed {
+        Agreed {
             magic: MAGIC,
             kind: place(kind),
             element: place(ElementType::ALL.iter().position(|&e| e == header.element)),
@@ -171,12 +197,22 @@ impl Record {
             segment_bytes: header.segment_bytes as u64,
             wire: place(WireFormat::ALL.iter().position(|&w| w == header.wire)),
             collective,
-        };
-        Record { agreed, member }
+        }
     }
-}
 
-impl Agreed {
+    pub(super) fn bytes(&self) -> &[u8] {
+        bytemuck::bytes_of(self)
+    }
+
+    /// Differs for records that differ: the words are folded by multiplications that can be undone.
+    pub(super) fn hash(&self) -> u64 {
+        let words: &[u64; size_of::<Agreed>() / 8] = bytemuck::cast_ref(self);
+        words.iter().fold(0x9E37_79B9_7F4A_7C15, |hash, word| {
+            let mixed = (hash ^ word).wrapping_mul(0xD6E8_FEB8_6659_FD93);
+            mixed ^ mixed >> 32
+        })
+    }
+
     /// How `other` differs from rank 0's, in words.
     fn difference(&self, other: &Agreed, rank: Rank) -> Option<String> {
         if other == self {
@@ -214,6 +250,16 @@ impl Agreed {
             .find(|(_, show)| show(self) != show(other))
             .map(|(name, show)| format!("{name}: rank 0 has {}, rank {rank} has {}", show(self), show(other)))
     }
+}
+
+/// The error of ranks that share memory and said different things: names the first that differs from rank 0.
+pub(super) fn mismatch(session: &Session<'_>, round: &Round, ranks: usize, wait: &Wait<'_>) -> Error {
+    let agreed =
+        |rank: Rank| -> Agreed { bytemuck::cast(session.header::<{ size_of::<Agreed>() }>(round, rank)) };
+    let first = agreed(0);
+    let what = (1..ranks).find_map(|rank| first.difference(&agreed(rank), rank));
+    let what = what.unwrap_or_else(|| "they called it with different arguments".into());
+    Error::Mismatch { operation: wait.operation.to_string(), what }
 }
 
 const ORDERS: [Order; 4] = [Order::Auto, Order::Canonical, Order::Rank, Order::Fastest];

@@ -4,11 +4,14 @@
 //! One [executor](Communicator) runs every schedule on every transport, the [verifier](verify) proves schedules for a
 //! given number of ranks and length, and a user's own algorithm is one more implementation of the trait.
 
+pub mod auto;
 pub mod binary_blocks;
 mod blocks;
 pub mod butterfly;
+mod choose;
 pub mod circulant;
 mod communicator;
+pub mod cost;
 mod direct;
 pub mod double_tree;
 mod entry;
@@ -25,6 +28,7 @@ pub mod ring;
 mod schedule;
 pub mod verify;
 
+pub use auto::Auto;
 pub use binary_blocks::BinaryBlocks;
 pub use butterfly::Butterfly;
 pub use circulant::Circulant;
@@ -37,7 +41,7 @@ pub use narrow::TWO_SHOT;
 pub use parameter_server::ParameterServer;
 pub use partition::part;
 pub use recursive_doubling::RecursiveDoubling;
-pub use registry::{COLLECTIVE_NAMES, Native, collective_by_name};
+pub use registry::{COLLECTIVE_CHOICES, COLLECTIVE_NAMES, Native, collective_by_name};
 pub use ring::Ring;
 pub use schedule::{Place, Schedule, Slice, Stage, Step};
 
@@ -232,6 +236,11 @@ pub trait Collective: Send + Sync {
         rank: Rank,
         len: usize,
     ) -> Result<Schedule>;
+
+    /// Itself as [`Auto`], if it is no algorithm but the choice of one.
+    fn as_auto(&self) -> Option<&Auto> {
+        None
+    }
 
     /// The error for something that this algorithm cannot do.
     fn refuse(&self, operation: &Operation, reason: impl Into<String>) -> Error

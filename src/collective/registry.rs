@@ -1,15 +1,29 @@
 //! Algorithms by name, and the refusals that all of them word alike.
 
 use super::{
-    BinaryBlocks, Butterfly, Circulant, Collective, DoubleTree, Hierarchical, Kind, Operation, Order,
+    Auto, BinaryBlocks, Butterfly, Circulant, Collective, DoubleTree, Hierarchical, Kind, Operation, Order,
     ParameterServer, RecursiveDoubling, Ring, Schedule, Topology,
 };
 use crate::error::{Error, Result};
-use crate::transport::Rank;
+use crate::transport::{Rank, Transport};
 use std::sync::Arc;
 
 /// The names of all algorithms, as on the command line.
 pub const COLLECTIVE_NAMES: &[&str] = &[
+    "ring",
+    "butterfly",
+    "binary-blocks",
+    "parameter-server",
+    "recursive-doubling",
+    "circulant",
+    "double-tree",
+    "hierarchical",
+    "native",
+];
+
+/// What `--collective` takes: the choice among all algorithms, and each of them.
+pub const COLLECTIVE_CHOICES: &[&str] = &[
+    "auto",
     "ring",
     "butterfly",
     "binary-blocks",
@@ -35,6 +49,7 @@ pub const COLLECTIVE_NAMES: &[&str] = &[
 /// ```
 pub fn collective_by_name(name: &str, servers: Option<usize>) -> Result<Arc<dyn Collective>> {
     Ok(match name {
+        "auto" => Arc::new(Auto::default()),
         "ring" => Arc::new(Ring),
         "butterfly" => Arc::new(Butterfly),
         "binary-blocks" => Arc::new(BinaryBlocks),
@@ -45,25 +60,33 @@ pub fn collective_by_name(name: &str, servers: Option<usize>) -> Result<Arc<dyn 
         "hierarchical" => Arc::new(Hierarchical::default()),
         "native" => Arc::new(Native),
         _ => {
-            let names = COLLECTIVE_NAMES.join("`, `");
+            let names = COLLECTIVE_CHOICES.join("`, `");
             return Err(Error::Usage(format!("there is no collective `{name}`; choose one of `{names}`")));
         }
     })
 }
 
-/// The transport's own all-reduce (`MPI_Iallreduce`, `ncclAllReduce`).
+/// The transport's own way: shared memory over `threads` and `shm`, `MPI_Iallreduce` over `mpi`.
 ///
-/// It is an algorithm in name only: it has no schedule, and the communicator hands the call to the transport. Its cost
-/// and its order of summation are the back end's.
+/// It is an algorithm in name only: it has no schedule. Where ranks share memory it does all kinds, types and operators, in
+/// the canonical tree or in rank order, as `parameter-server` does. Another back end's cost and order of summation are its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Native;
 
 impl Native {
-    /// Refuses what no back end's own all-reduce does: another kind, or an order asked for by name.
+    /// Refuses what the transport has no own way for.
     ///
     /// # Errors
     /// `Refused` with the reason.
-    pub fn check(&self, operation: &Operation) -> Result<()> {
+    pub fn check(&self, operation: &Operation, transport: &dyn Transport) -> Result<()> {
+        if transport.native().is_none() {
+            return check_root(self, operation, transport.size());
+        }
+        self.check_back_end(operation)
+    }
+
+    /// Refuses what no back end's own all-reduce does: another kind, or an order asked for by name.
+    pub(super) fn check_back_end(&self, operation: &Operation) -> Result<()> {
         if operation.kind != Kind::AllReduce {
             return Err(self.refuse(
                 operation,
@@ -85,7 +108,7 @@ impl Collective for Native {
     }
 
     fn schedule(&self, operation: &Operation, _: &Topology, _: Rank, _: usize) -> Result<Schedule> {
-        self.check(operation)?;
+        self.check_back_end(operation)?;
         Err(self.refuse(operation, "it has no schedule; it is run by the transport"))
     }
 }
@@ -129,7 +152,9 @@ mod tests {
 
     #[test]
     fn every_name_leads_to_its_algorithm() {
-        for name in COLLECTIVE_NAMES {
+        assert_eq!(COLLECTIVE_CHOICES[0], "auto");
+        assert_eq!(&COLLECTIVE_CHOICES[1..], COLLECTIVE_NAMES);
+        for name in COLLECTIVE_CHOICES {
             let found = collective_by_name(name, None).map(|collective| collective.name());
             assert_eq!(found.ok().as_ref(), Some(name));
         }
@@ -159,6 +184,6 @@ mod tests {
         assert!(
             refusal(Operation::new(Kind::Broadcast)).is_some_and(|text| text.contains("only all-reduce"))
         );
-        assert!(Native.check(&all_reduce).is_ok());
+        assert!(Native.check_back_end(&all_reduce).is_ok());
     }
 }

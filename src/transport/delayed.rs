@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 ///
 /// The sender holds a message back until its delay is over; messages in flight together are delayed together, as on a link
 /// with a long latency. A message between two slow ranks waits for both delays. The transport's `native` collective sends
-/// its messages out of sight: it is delayed once as a whole.
+/// its messages out of sight: it is delayed once as a whole. Memory that ranks share is hidden, so that everything goes by
+/// messages.
 pub struct Delayed<T> {
     inner: T,
     /// Seconds by rank.

@@ -14,6 +14,7 @@ mod launcher;
 pub mod mpi;
 mod page;
 mod peer;
+mod shared;
 pub mod threads;
 
 pub use deadline::{Deadline, Patience, Wait};
@@ -22,6 +23,8 @@ pub use launcher::{announced_rank, announced_ranks, speak_in_turn};
 pub use page::{SharedPage, host_clock};
 pub(crate) use peer::stalled;
 pub use peer::{Peer, host_name};
+pub use shared::Domain;
+pub(crate) use shared::{INLINE_BYTES, Place, Publication, Region, Round, Session, Taken, WINDOW_BYTES};
 
 use crate::error::Result;
 use crate::reduce::{ElementType, Operator};
@@ -102,6 +105,11 @@ pub trait Transport: Send + Sync {
 
     /// The back end's own all-reduce, if it has one.
     fn native(&self) -> Option<&dyn Native> {
+        None
+    }
+
+    /// The memory that all ranks share, if they do.
+    fn shared(&self) -> Option<&Domain> {
         None
     }
 

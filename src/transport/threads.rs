@@ -3,12 +3,11 @@
 //! A message is one copy, from the sender's memory to the receiver's, made by whichever of the two comes second. Nothing
 //! is allocated in the steady state. Waiting spins briefly, yields, then sleeps on a condition variable.
 
-mod direct;
 mod lanes;
 
-use super::{Native, Peer, Rank, Tag, Ticket, Transport, Wait, stalled};
+use super::shared::Domain;
+use super::{Peer, Rank, Tag, Ticket, Transport, Wait, stalled};
 use crate::error::{Error, Result};
-use direct::DirectSum;
 use lanes::{Lane, Outcome, Posted, Slots};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -20,7 +19,6 @@ struct World {
     endpoints: Vec<Endpoint>,
     failure: Mutex<Option<(Rank, String)>>,
     failed: AtomicBool,
-    direct: DirectSum,
 }
 
 /// One rank's side.
@@ -45,6 +43,7 @@ struct Mailbox {
 pub struct Threads {
     world: Arc<World>,
     rank: Rank,
+    domain: Domain,
 }
 
 /// Makes the transports of `size` ranks; give one to each thread.
@@ -62,9 +61,9 @@ pub fn group(size: usize) -> Vec<Threads> {
         endpoints,
         failure: Mutex::new(None),
         failed: AtomicBool::new(false),
-        direct: DirectSum::new(size),
     });
-    (0..size).map(|rank| Threads { world: world.clone(), rank }).collect()
+    let domains = Domain::of_threads(size).into_iter().enumerate();
+    domains.map(|(rank, domain)| Threads { world: world.clone(), rank, domain }).collect()
 }
 
 /// Runs `body` once for each of `size` ranks, each on a thread of its own, and returns the results in rank order.
@@ -153,7 +152,6 @@ impl World {
         lock(&self.failure).get_or_insert_with(|| (rank, why.to_string()));
         self.failed.store(true, Ordering::Release);
         self.endpoints.iter().for_each(Endpoint::wake);
-        self.direct.wake();
     }
 
     /// The error of a rank that finds the group failed, or a peer that it waits for gone.
@@ -319,12 +317,13 @@ impl Transport for Threads {
         true
     }
 
-    fn native(&self) -> Option<&dyn Native> {
-        Some(self)
+    fn shared(&self) -> Option<&Domain> {
+        Some(&self.domain)
     }
 
     fn poison(&self, why: &str) {
         self.world.fail(self.rank, why);
+        self.domain.poison(why);
     }
 }
 
@@ -338,10 +337,9 @@ impl Drop for Threads {
     fn drop(&mut self) {
         self.world.endpoints[self.rank].left.store(true, Ordering::Release);
         if std::thread::panicking() {
-            self.world.fail(self.rank, "it panicked");
+            self.poison("it panicked");
         } else {
             self.world.endpoints.iter().for_each(Endpoint::wake);
-            self.world.direct.wake();
         }
     }
 }

@@ -1,5 +1,126 @@
-//! Collectives of ranks that see each other's memory.
+//! Collectives of ranks that see each other's memory: what `native` means over `threads` and `shm`.
+//!
+//! | form | for | rendezvous |
+//! |---|---|---|
+//! | flat | short vectors: they travel in the slots, and every rank reduces all of them | 1 |
+//! | chunks | buffers that all ranks can address: chunks are claimed, reduced over all buffers, stored to all | 1, and a wait for the last chunk |
+//! | windows | private buffers: through windows that all ranks can address | 2 a window |
+//!
+//! All of them do all five kinds, every type and operator, in the canonical tree or in rank order.
 
 mod buffer;
+mod chunks;
+mod flat;
+mod kernel;
+mod windows;
+mod work;
 
 pub use buffer::SharedBuffer;
+
+use super::entry::{self, Agreed};
+use super::{Kind, Operation, Order};
+use crate::error::Result;
+use crate::reduce::{ElementType, Operator};
+use crate::transport::{Domain, Place, Publication, Wait};
+use kernel::Tree;
+
+/// One call: `count` elements are read at `input` and written at `output`, which are the same or do not overlap.
+#[derive(Clone, Copy)]
+pub(super) struct Call {
+    pub(super) operation: Operation,
+    pub(super) element: ElementType,
+    pub(super) operator: Operator,
+    pub(super) input: *const u8,
+    pub(super) output: *mut u8,
+    pub(super) count: usize,
+}
+
+impl Call {
+    fn bytes(&self) -> usize {
+        self.count * self.element.size()
+    }
+
+    fn tree(&self) -> Tree {
+        if self.operation.order == Order::Rank { Tree::RankOrder } else { Tree::Canonical }
+    }
+}
+
+/// Room for pointers to every rank's buffers, kept by the communicator.
+#[derive(Default)]
+pub(super) struct Room {
+    sources: Vec<*const u8>,
+    targets: Vec<*mut u8>,
+    /// The same at the range in work.
+    sources_here: Vec<*const u8>,
+    targets_here: Vec<*mut u8>,
+}
+
+// SAFETY: the pointers are only used inside a call, on the thread that makes it.
+unsafe impl Send for Room {}
+// SAFETY: as above; a shared room cannot be used at all.
+unsafe impl Sync for Room {}
+
+impl Room {
+    pub(super) fn new(ranks: usize) -> Room {
+        Room {
+            sources: Vec::with_capacity(ranks),
+            targets: Vec::with_capacity(ranks),
+            sources_here: Vec::with_capacity(ranks),
+            targets_here: Vec::with_capacity(ranks),
+        }
+    }
+}
+
+/// Runs `call` together with all ranks of `domain`; includes the entry rendezvous, at which `agreed` is compared.
+///
+/// # Errors
+/// `Mismatch`; `Stalled` and `PeerLost`, after which nobody else writes to the caller's buffers any more.
+///
+/// # Safety
+/// `input` is good for reading and `output` for writing `count` elements, and nobody else uses them during the call.
+pub(super) unsafe fn run(
+    domain: &Domain,
+    call: &Call,
+    agreed: &Agreed,
+    room: &mut Room,
+    wait: &Wait<'_>,
+) -> Result<()> {
+    let mut session = domain.session()?;
+    let bytes = call.bytes();
+    let is_short = flat::is_short(call, domain.size());
+    let source = session.place(call.input, bytes).filter(|_| !is_short);
+    let target = session.place(call.output, bytes).filter(|_| !is_short);
+    if is_short {
+        // SAFETY: the caller's promise.
+        unsafe { flat::hand_over(&session, domain, call) };
+    }
+    let said = Publication {
+        hash: agreed.hash(),
+        header: agreed.bytes(),
+        figures: &[],
+        source: source.unwrap_or(Place::NOWHERE),
+        target: target.unwrap_or(Place::NOWHERE),
+        is_private: !is_short && (source.is_none() || target.is_none()),
+    };
+    let round = session.arrive(&said, wait)?;
+    if !session.all_agree(&round) {
+        return Err(entry::mismatch(&session, &round, domain.size(), wait));
+    }
+    // SAFETY: the caller's promise; all ranks are in the same call.
+    unsafe {
+        if is_short {
+            flat::take(&session, &round, domain, call, room);
+            Ok(())
+        } else if round.any_private() {
+            windows::run(&mut session, domain, call, room, wait)
+        } else {
+            chunks::run(&mut session, &round, domain, call, room, wait)
+        }
+    }
+}
+
+/// Bytes that a rank of a ring would send for it, which is how traffic is counted where nothing is sent.
+pub(super) fn bytes_as_a_ring(kind: Kind, bytes: u64, ranks: u64) -> u64 {
+    let once = (ranks - 1) * bytes / ranks;
+    if kind == Kind::AllReduce { 2 * (ranks - 1) * bytes / ranks } else { once }
+}

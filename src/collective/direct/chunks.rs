@@ -1,0 +1,70 @@
+//! Buffers that all ranks can address: whoever runs claims chunks, so that the operation ends when the chunks are done
+//! and not when all ranks have worked.
+
+use super::kernel::Store;
+use super::{Call, Room};
+use crate::error::Result;
+use crate::transport::{Domain, Round, Session, Taken, Wait};
+
+/// Chunks for `workers` ranks that run at a time: some for each, so that they end together, but no so small that claiming
+/// them costs, nor so large that n of them leave the second cache.
+pub(super) fn chunk_bytes(bytes: usize, workers: usize) -> usize {
+    (bytes / (4 * workers)).clamp(8 * 1024, 64 * 1024).next_multiple_of(64)
+}
+
+/// Beyond this, in all buffers together, results are not kept in the last cache.
+const STREAMING_BYTES: usize = 64 << 20;
+
+/// Runs the chunks of an operation whose gate is open.
+///
+/// # Safety
+/// All ranks are in the same call, and have said where their buffers of `call.count` elements are.
+pub(super) unsafe fn run(
+    session: &mut Session<'_>,
+    round: &Round,
+    domain: &Domain,
+    call: &Call,
+    room: &mut Room,
+    wait: &Wait<'_>,
+) -> Result<()> {
+    let (bytes, ranks) = (call.bytes(), domain.size());
+    let chunk = chunk_bytes(bytes, ranks.min(domain.cores()));
+    let total = bytes.div_ceil(chunk);
+    let store = if bytes * ranks > STREAMING_BYTES { Store::Streaming } else { Store::Ordinary };
+    let mut is_resolved = false;
+    loop {
+        let number = match session.claim(round, total, wait) {
+            Ok(Taken::Chunk(number)) => number,
+            Ok(Taken::Nothing) => break,
+            Err(error) => return Err(session.give_up(round, total, error)),
+        };
+        // Only now: a rank that comes late finds everything done, and buffers that may be gone.
+        if !is_resolved && let Err(error) = resolve(session, round, ranks, room, wait) {
+            session.abandon(round);
+            return Err(session.give_up(round, total, error));
+        }
+        is_resolved = true;
+        let start = number * chunk;
+        // SAFETY: the chunk is this rank's alone until it is finished; the buffers' owners wait for that, or have
+        // put other memory in their place.
+        unsafe { call.work(room, start..(start + chunk).min(bytes), store) };
+        session.finish(round, total);
+    }
+    session.wait_finished(round, total, wait)
+}
+
+fn resolve(
+    session: &mut Session<'_>,
+    round: &Round,
+    ranks: usize,
+    room: &mut Room,
+    wait: &Wait<'_>,
+) -> Result<()> {
+    room.sources.clear();
+    room.targets.clear();
+    for rank in 0..ranks {
+        room.sources.push(session.source(round, rank, wait)?);
+        room.targets.push(session.target(round, rank, wait)?);
+    }
+    Ok(())
+}

@@ -1,0 +1,237 @@
+//! Memory that the ranks of one host share: the [`Domain`].
+//!
+//! A domain knows nothing of collectives. It offers what they are made of: a rendezvous of all ranks at which each one says
+//! where its buffers are and hands over a short vector, chunks to claim, windows, a word of progress for each rank, and
+//! waits that have a deadline, see dead peers, and do not take the core from those who have work.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `protocol.rs` | rendezvous and claims: nothing but atomics, checked by loom |
+//! | `layout.rs` | where things are in the control segment |
+//! | `memory.rs` | files and mappings |
+//! | `buffers.rs` | registered buffers, a rank's own and those of others |
+//! | `session.rs` | one operation, from arriving to leaving |
+//! | `waiting.rs` | spin, yield, sleep; deadlines and dead peers |
+
+mod atomics;
+mod buffers;
+mod layout;
+mod memory;
+mod protocol;
+mod session;
+mod waiting;
+
+pub(crate) use buffers::Region;
+pub(crate) use layout::{INLINE_BYTES, Place, WINDOW_BYTES};
+pub(crate) use session::{Publication, Round, Session, Taken};
+
+use super::{Peer, Rank, Wait};
+use crate::error::{Error, Result};
+use buffers::{OwnBuffers, SeenBuffers};
+use layout::{Header, Layout, Member, REASON_BYTES, TableEntry};
+use memory::Control;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Who shares a domain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Scope {
+    /// Threads: every pointer is valid everywhere.
+    Threads,
+    /// Processes: only registered buffers can be addressed.
+    Processes,
+}
+
+/// One rank's handle on the memory that the ranks of a host share.
+///
+/// Only the library's own collectives use it; programs allocate buffers in it by
+/// [`Communicator::alloc`](crate::collective::Communicator::alloc).
+pub struct Domain {
+    control: Arc<Control>,
+    layout: Layout,
+    scope: Scope,
+    rank: Rank,
+    peers: Vec<Peer>,
+    cores: usize,
+    own: Arc<Mutex<OwnBuffers>>,
+    local: Mutex<Local>,
+}
+
+/// What only this rank's calls use.
+struct Local {
+    /// The number of the last operation.
+    operation: u64,
+    seen: SeenBuffers,
+    failure: Option<Error>,
+}
+
+impl Domain {
+    /// The domains of `size` threads, by rank.
+    pub(super) fn of_threads(size: usize) -> Vec<Domain> {
+        let layout = Layout::new(size, false);
+        let control = Arc::new(Control::heap(layout.bytes));
+        let peers: Vec<Peer> = (0..size).map(Peer::this_process).collect();
+        (0..size)
+            .map(|rank| Domain::new(control.clone(), layout, Scope::Threads, rank, peers.clone()))
+            .collect()
+    }
+
+    /// `control` is zeroed memory of the layout's size, or already in use by other ranks.
+    fn new(control: Arc<Control>, layout: Layout, scope: Scope, rank: Rank, peers: Vec<Peer>) -> Domain {
+        assert!(peers.len() <= protocol::MOST_RANKS, "{} ranks are too many to share memory", peers.len());
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let local = Local { operation: 0, seen: buffers::none_seen(peers.len()), failure: None };
+        let domain = Domain {
+            control,
+            layout,
+            scope,
+            rank,
+            peers,
+            cores,
+            own: Arc::default(),
+            local: Mutex::new(local),
+        };
+        let words = &domain.member(rank).words.0;
+        words.pid.store(std::process::id(), Ordering::Relaxed);
+        words.state.store(layout::RUNNING, Ordering::Release);
+        domain
+    }
+
+    /// This rank.
+    pub(crate) fn rank(&self) -> Rank {
+        self.rank
+    }
+
+    /// The number of ranks.
+    pub(crate) fn size(&self) -> usize {
+        self.peers.len()
+    }
+
+    /// Who a rank is.
+    pub(crate) fn peer(&self, rank: Rank) -> &Peer {
+        &self.peers[rank]
+    }
+
+    /// All of them.
+    pub(crate) fn peers(&self) -> &[Peer] {
+        &self.peers
+    }
+
+    /// Threads or processes.
+    pub(crate) fn scope(&self) -> Scope {
+        self.scope
+    }
+
+    /// Whether every rank can address all memory of every other.
+    pub(crate) fn is_of_threads(&self) -> bool {
+        self.scope == Scope::Threads
+    }
+
+    /// How many ranks can run at a time; the same number on all ranks.
+    pub(crate) fn cores(&self) -> usize {
+        match self.header().cores.load(Ordering::Relaxed) as usize {
+            0 => self.cores,
+            agreed => agreed,
+        }
+    }
+
+    /// One of a rank's two windows, of [`WINDOW_BYTES`]. Who may touch it when is the caller's protocol. Threads have none.
+    pub(crate) fn window(&self, rank: Rank, which: usize) -> *mut u8 {
+        assert!(self.scope == Scope::Processes && rank < self.size(), "no such window");
+        self.at(self.layout.window(rank, which))
+    }
+
+    /// Sets this rank's word of progress, which never goes back, and wakes those who wait for it. What this rank wrote
+    /// before is seen by those who see the value.
+    pub(crate) fn advance(&self, value: u64) {
+        let progress = &self.member(self.rank).progress.0;
+        progress.value.store(value, Ordering::Release);
+        progress.bell.ring(value as u32, &self.sleep(None));
+    }
+
+    /// A rank's word of progress; 0 before its first step.
+    pub(crate) fn progress(&self, member: Rank) -> u64 {
+        self.member(member).progress.0.value.load(Ordering::Acquire)
+    }
+
+    /// Waits until `member` has advanced to `value` or beyond. Consecutive values of one member must differ by less than
+    /// 2³².
+    ///
+    /// # Errors
+    /// `Stalled` at the deadline, `PeerLost` if the member is gone.
+    pub(crate) fn wait_for(&self, member: Rank, value: u64, wait: &Wait<'_>) -> Result<()> {
+        let bell = &self.member(member).progress.0.bell;
+        self.wait_until(|| self.progress(member) >= value, bell, |rank| rank == member, wait)
+    }
+
+    /// Tells all ranks that this one has failed: their waits end.
+    pub(crate) fn poison(&self, why: &str) {
+        let header = self.header();
+        let own = self.rank as u32 + 1;
+        if header.failed.compare_exchange(0, own, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+            let bytes = &why.as_bytes()[..why.len().min(REASON_BYTES)];
+            // SAFETY: the reason's room belongs to the rank that has set `failed`, until it sets the length.
+            unsafe {
+                std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.at(self.layout.reason()), bytes.len())
+            };
+            header.reason_bytes.store(bytes.len() as u32, Ordering::Release);
+        }
+        self.wake_all();
+    }
+
+    /// Says that this rank takes no more part.
+    pub(crate) fn leave(&self) {
+        let state = &self.member(self.rank).words.0.state;
+        // A rank that gave up an operation stays known for that.
+        let _ = state.compare_exchange(layout::RUNNING, layout::LEFT, Ordering::AcqRel, Ordering::Relaxed);
+        self.wake_all();
+    }
+
+    /// Whether no rank has printed an error yet: then this one shall.
+    pub(crate) fn may_speak(&self) -> bool {
+        self.header().spoken.swap(1, Ordering::Relaxed) == 0
+    }
+
+    /// Begins an operation. Calls of one rank exclude each other.
+    ///
+    /// # Errors
+    /// The error that ended an operation before.
+    pub(crate) fn session(&self) -> Result<Session<'_>> {
+        let local = self.local.lock().unwrap_or_else(PoisonError::into_inner);
+        match &local.failure {
+            Some(error) => Err(error.clone()),
+            None => Ok(Session::new(self, local)),
+        }
+    }
+
+    fn set_state(&self, state: u32) {
+        self.member(self.rank).words.0.state.store(state, Ordering::Release);
+    }
+
+    fn at(&self, offset: usize) -> *mut u8 {
+        debug_assert!(offset < self.layout.bytes);
+        self.control.start().wrapping_add(offset)
+    }
+
+    fn header(&self) -> &Header {
+        // SAFETY: the segment begins with a header, is page-aligned, lives as long as `self`, and zeros are its first value;
+        // it holds nothing but atomics.
+        unsafe { &*self.at(0).cast() }
+    }
+
+    fn member(&self, rank: Rank) -> &Member {
+        // SAFETY: as for the header; the layout has aligned room for every rank.
+        unsafe { &*self.at(self.layout.member(rank)).cast() }
+    }
+
+    fn table_entry(&self, rank: Rank, index: usize) -> &TableEntry {
+        // SAFETY: as for the header; tables are there wherever buffers are registered.
+        unsafe { &*self.at(self.layout.table_entry(rank, index)).cast() }
+    }
+}
+
+impl Drop for Domain {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}
