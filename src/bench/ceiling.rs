@@ -9,19 +9,20 @@
 //! The first rank's process measures while the others sleep. The cores repeat the operation on the same vectors, each on
 //! its slice, which is as kind to the caches as it can be: a ceiling may be too high, never too low.
 
-mod direct;
 mod handover;
 
 use super::host;
 use crate::buffer::FlatBuffer;
 use crate::collective::Kind;
-use crate::reduce::{ElementType, Operator};
-use direct::{ReduceMany, Store, reduce_many};
+use crate::reduce::{ElementType, Operator, ReduceMany, Store, Tree, reduce_many};
 use std::sync::Barrier;
 use std::time::Instant;
 
 /// A pass over the memory is repeated for so long.
 const SLICE_SECONDS: f64 = 0.004;
+
+/// Vectors of more bytes together than this are also tried with stores that bypass the caches.
+const CACHED_BYTES: usize = 4 << 20;
 
 /// Vectors lie so many bytes after the end of a page, each another number of times, so that the cores do not meet all n
 /// vectors in the same set of their caches.
@@ -155,7 +156,11 @@ impl Meter {
         // More cores than ranks cannot be at work in an operation of these ranks.
         let cores = &self.cores[..self.cores.len().min(self.work.ranks).max(1)];
         let job = Job { work: self.work, sources, targets, bytes: measured };
-        job.seconds(cores, Store::Ordinary) * bytes as f64 / measured.max(1) as f64
+        let mut fastest = job.seconds(cores, Store::Ordinary);
+        if vectors * measured > CACHED_BYTES {
+            fastest = fastest.min(job.seconds(cores, Store::Streaming));
+        }
+        fastest * bytes as f64 / measured.max(1) as f64
     }
 }
 
@@ -198,6 +203,7 @@ impl Job {
             let job = ReduceMany {
                 element,
                 operator,
+                tree: Tree::Canonical,
                 sources: &sources,
                 targets: &targets,
                 bytes: bytes.len(),
@@ -217,5 +223,54 @@ impl Job {
             // A thread that panicked has no time, and the largest of the others stands.
             threads.into_iter().filter_map(|thread| thread.join().ok()).fold(0.0, f64::max)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn meter(kind: Kind, ranks: usize, cores: &[usize]) -> Meter {
+        let work = Work { kind, element: ElementType::F32, operator: Operator::Sum, ranks };
+        Meter::new(work, cores, 1 << 16)
+    }
+
+    #[test]
+    fn a_ceiling_is_the_sum_of_its_parts() {
+        let samples = [(3e-6, 1e-7, 7e-6), (1e-6, 3e-7, 5e-6), (2e-6, 2e-7, 6e-6)]
+            .map(|(switch, flag, memory)| Parts { switch, flag, memory });
+        // Five ranks on two cores: two switches. Medians of each part.
+        let ceiling = meter(Kind::AllReduce, 5, &[0, 1]).ceiling(600, &samples).expect("samples");
+        assert!((ceiling.seconds - (2.0 * 2e-6 + 2e-7 + 6e-6)).abs() < 1e-12, "{ceiling:?}");
+        assert!((ceiling.gbps() - 1.0).abs() < 1e-9, "{ceiling:?}");
+        assert_eq!(meter(Kind::AllReduce, 5, &[0]).ceiling(600, &[]), None);
+    }
+
+    #[test]
+    fn every_operation_has_a_direct_form() {
+        let cores = host::cores();
+        for kind in Kind::ALL {
+            for ranks in [2, 5] {
+                let mut meter = meter(kind, ranks, &cores);
+                for bytes in [0, 4, 1000 * 4, 1 << 16] {
+                    let parts = meter.sample(bytes);
+                    assert!(parts.switch > 0.0 && parts.memory < 1.0, "{kind}, {ranks} ranks: {parts:?}");
+                    assert_eq!(
+                        parts.memory > 0.0,
+                        bytes > 0,
+                        "{kind}, {ranks} ranks, {bytes} bytes: {parts:?}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_has_the_rate_of_what_does() {
+        let mut meter = meter(Kind::AllReduce, 2, &host::cores());
+        assert_eq!((meter.bytes_measured(1 << 10), meter.bytes_measured(1 << 40)), (1 << 10, 1 << 16));
+        assert!(meter.sample(1 << 40).memory > 0.1);
+        let (copy, add) = meter.simple_rates(1 << 16);
+        assert!(copy > 0.01 && add > 0.01, "{copy} {add}");
     }
 }

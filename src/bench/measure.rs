@@ -81,13 +81,13 @@ impl<'a, T: Number> Bench<'a, T> {
         Ok(())
     }
 
-    /// One call, whose result is checked element by element on all ranks if `flags` say so.
+    /// One call, whose result is checked element by element on all ranks; none if `flags` want no checks.
     pub(super) fn check(&mut self, communicator: &mut Communicator, row: &mut Row) -> Result<()> {
         self.sorts[row.sort].begin(&self.contributions, &self.master);
-        self.call(communicator, row)?;
         if !self.flags.check {
             return Ok(());
         }
+        self.call(communicator, row)?;
         let vectors = &self.sorts[row.sort];
         let mut wrong = self.contributions.wrong(vectors.result(row.in_place), ROOT);
         if !row.in_place {
@@ -200,4 +200,64 @@ impl<'a, T: Number> Bench<'a, T> {
 /// Whether a row's collective refused what was asked of it, which all ranks see alike and before anything is sent.
 pub(super) fn is_refusal(error: &Error) -> bool {
     matches!(error, Error::Refused { .. })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::collective::{Collective, CommunicatorOptions, Operation, Schedule, Topology};
+    use crate::reduce::Operator;
+    use crate::transport::threads;
+    use clap::{Args, Command, FromArgMatches};
+    use std::sync::Arc;
+
+    /// Forgets all other ranks.
+    struct Forgetful;
+
+    impl Collective for Forgetful {
+        fn name(&self) -> &'static str {
+            "forgetful"
+        }
+
+        fn schedule(&self, _: &Operation, _: &Topology, _: Rank, _: usize) -> Result<Schedule> {
+            Ok(Schedule::empty())
+        }
+    }
+
+    #[test]
+    fn wrong_elements_and_differing_ranks_are_counted() {
+        let matches = Flags::augment_args(Command::new("bench")).get_matches_from(["bench"]);
+        let flags = Flags::from_arg_matches(&matches).expect("the defaults");
+        let rows = threads::run(3, |transport| {
+            let options =
+                CommunicatorOptions { collective: Arc::new(Forgetful), ..CommunicatorOptions::default() };
+            let mut communicator = Communicator::new(Arc::new(transport), options)?;
+            let count = 1000;
+            let mut rows = Vec::new();
+            for in_place in [true, false] {
+                let mut bench = Bench::<f32>::new(&flags, communicator.rank(), communicator.size(), count);
+                bench.sorts.push(Vectors::new(&communicator, &flags, false, true, count)?);
+                let mut row = Row::new(0, 0, in_place);
+                bench.check(&mut communicator, &mut row)?;
+                let of_elements = row.wrong;
+                bench.hash(&mut communicator, &mut row)?;
+                rows.push((of_elements, row.wrong - of_elements));
+            }
+            Ok(rows)
+        });
+        for row in rows {
+            let row = row.expect("it runs");
+            let contributions: Vec<_> = (0..3)
+                .map(|rank| Contributions::<f32>::new(Kind::AllReduce, Operator::Sum, rank, 3))
+                .collect();
+            let wrong = contributions.iter().map(|own| {
+                let mut vector = vec![0.0; 1000];
+                own.fill(&mut vector);
+                own.wrong(&vector, ROOT)
+            });
+            let wrong: u64 = wrong.sum();
+            assert!(wrong > 1000, "{wrong}");
+            assert_eq!(row, [(wrong, 2000), (wrong, 2000)]);
+        }
+    }
 }

@@ -27,6 +27,13 @@ pub struct Outcome {
     pub wrong: u64,
 }
 
+impl Outcome {
+    /// The exit code of a program that found this: 1 if an element was wrong.
+    pub fn exit_code(&self) -> u8 {
+        u8::from(self.wrong > 0)
+    }
+}
+
 /// The collective of a communicator whose all-reduce takes another form anyway: one with all orders.
 const CARRIER: &str = "parameter-server";
 
@@ -205,8 +212,12 @@ impl<'a> Sweep<'a> {
     /// The sorts of memory that make a difference on this transport.
     fn sorts(&self, leader: &mut Communicator, is_first: bool) -> Result<Vec<bool>> {
         let probe = leader.alloc::<f32>(1024)?;
-        let own = Member { flags: probe.is_registered().into(), ..Member::default() };
-        let registered = leader.gather(own)?.members.iter().all(|member| member.flags == 1);
+        let process = std::process::id().into();
+        let own = Member { flags: probe.is_registered().into(), samples: process, ..Member::default() };
+        let members = leader.gather(own)?.members;
+        let registered = members.iter().all(|member| member.flags == 1);
+        // Threads of one process reach each other's memory anyway.
+        let one_process = members.iter().all(|member| member.samples == members[0].samples);
         Ok(match self.flags.buffers {
             Buffers::Private => vec![false],
             Buffers::Registered => {
@@ -218,6 +229,7 @@ impl<'a> Sweep<'a> {
                 }
                 vec![true]
             }
+            Buffers::Both if registered && one_process => vec![true],
             Buffers::Both if registered => vec![true, false],
             Buffers::Both => vec![false],
         })
@@ -347,5 +359,15 @@ impl<'a> Sweep<'a> {
 fn note(is_first: bool, error: &Error) {
     if is_first {
         eprintln!("esync-bench: note: left out: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wrong_element_fails_the_program() {
+        assert_eq!([0, 1, 256, 1 << 40].map(|wrong| Outcome { wrong }.exit_code()), [0, 1, 1, 1]);
     }
 }
