@@ -11,7 +11,6 @@
 mod buffer;
 mod chunks;
 mod flat;
-mod kernel;
 mod windows;
 mod work;
 
@@ -20,9 +19,9 @@ pub use buffer::SharedBuffer;
 use super::entry::{self, Agreed};
 use super::{Kind, Operation, Order};
 use crate::error::Result;
+use crate::reduce::Tree;
 use crate::reduce::{ElementType, Operator};
 use crate::transport::{Domain, Place, Publication, Wait};
-use kernel::Tree;
 
 /// One call: `count` elements are read at `input` and written at `output`, which are the same or do not overlap.
 #[derive(Clone, Copy)]

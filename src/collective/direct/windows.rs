@@ -1,10 +1,10 @@
 //! Private buffers of processes: piece by piece through windows that all ranks can address. Copy in, meet, reduce what was
 //! claimed, copy out. The windows alternate, so that a rank may fill the next one while others still read this one.
 
-use super::kernel::Store;
 use super::{Call, Room, chunks};
 use crate::collective::Kind;
 use crate::error::Result;
+use crate::reduce::Store;
 use crate::transport::{Domain, Session, Taken, WINDOW_BYTES, Wait};
 use std::ops::Range;
 

@@ -1,8 +1,8 @@
 //! What is done to one range of the vector, wherever the buffers are.
 
-use super::kernel::{ReduceMany, Store, reduce_many};
 use super::{Call, Room};
 use crate::collective::{Kind, part};
+use crate::reduce::{ReduceMany, Store, reduce_many};
 use std::ops::Range;
 
 impl Call {
