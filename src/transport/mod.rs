@@ -24,7 +24,9 @@ pub use page::{SharedPage, host_clock};
 pub(crate) use peer::stalled;
 pub use peer::{Peer, host_name};
 pub use shared::Domain;
-pub(crate) use shared::{INLINE_BYTES, Place, Publication, Region, Round, Session, Taken, WINDOW_BYTES};
+pub(crate) use shared::{
+    INLINE_BYTES, Place, Publication, Region, Round, Session, Taken, WINDOW_BYTES, Whereabouts,
+};
 
 use crate::error::Result;
 use crate::reduce::{ElementType, Operator};
