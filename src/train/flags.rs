@@ -20,11 +20,13 @@ pub const MODE_NAMES: [&str; 3] = ["esync", "sync", "local"];
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TransportChoice {
-    /// `threads` with --ranks, `mpi` under a launcher.
+    /// `threads` with --ranks; under a launcher `shm` if all ranks are on one host, else `mpi`.
     #[default]
     Auto,
     /// Ranks are threads of one process.
     Threads,
+    /// Ranks are processes of one host that share memory: a launcher's, or with --ranks started by esync itself.
+    Shm,
     /// Ranks are processes of an MPI job.
     Mpi,
 }
@@ -146,7 +148,7 @@ pub struct Flags {
     #[arg(long, env = "ESYNC_TIMEOUT", value_name = "TIME", help_heading = "Communication")]
     pub timeout: Option<Seconds>,
 
-    /// Run as this many threads of one process, without MPI
+    /// Run as this many threads of one process, or processes with --transport shm, without MPI
     #[arg(long, env = "ESYNC_RANKS", value_name = "N", help_heading = "Run")]
     pub ranks: Option<usize>,
     /// The model [default: mlp]

@@ -12,7 +12,6 @@ mod buffer;
 mod chunks;
 mod flat;
 mod private;
-
 mod work;
 
 pub use buffer::SharedBuffer;

@@ -9,6 +9,7 @@
 //! | `protocol.rs` | rendezvous and claims: nothing but atomics, checked by loom |
 //! | `layout.rs` | where things are in the control segment |
 //! | `memory.rs` | files and mappings |
+//! | `segment.rs` | how processes come to share a domain |
 //! | `buffers.rs` | registered buffers, a rank's own and those of others |
 //! | `foreign.rs` | reading private memory of other processes |
 //! | `session.rs` | one operation, from arriving to leaving |
@@ -20,11 +21,13 @@ mod foreign;
 mod layout;
 mod memory;
 mod protocol;
+mod segment;
 mod session;
 mod waiting;
 
 pub(crate) use buffers::Region;
 pub(crate) use layout::{INLINE_BYTES, Place, WINDOW_BYTES};
+pub(crate) use segment::{Opened, Segment};
 pub(crate) use session::{Publication, Round, Session, Taken, Whereabouts};
 
 use super::{Peer, Rank, Wait};
@@ -123,9 +126,9 @@ impl Domain {
             own: Arc::default(),
             local: Mutex::new(local),
         };
-        let words = &domain.member(rank).words.0;
-        words.pid.store(std::process::id(), Ordering::Relaxed);
-        words.state.store(layout::RUNNING, Ordering::Release);
+        if scope == Scope::Threads {
+            domain.set_state(layout::RUNNING);
+        }
         domain
     }
 
@@ -144,11 +147,6 @@ impl Domain {
         &self.peers[rank]
     }
 
-    /// All of them.
-    pub(crate) fn peers(&self) -> &[Peer] {
-        &self.peers
-    }
-
     /// Threads or processes.
     pub(crate) fn scope(&self) -> Scope {
         self.scope
@@ -161,10 +159,7 @@ impl Domain {
 
     /// How many ranks can run at a time; the same number on all ranks.
     pub(crate) fn cores(&self) -> usize {
-        match self.header().cores.load(Ordering::Relaxed) as usize {
-            0 => self.cores,
-            agreed => agreed,
-        }
+        self.cores
     }
 
     /// One of a rank's two windows, of [`WINDOW_BYTES`]. Who may touch it when is the caller's protocol. Threads have none.
@@ -234,6 +229,36 @@ impl Domain {
             Some(error) => Err(error.clone()),
             None => Ok(Session::new(self, local)),
         }
+    }
+
+    /// Rings for a rank that waits for messages, or for room in a ring.
+    pub(super) fn ring_doorbell(&self, rank: Rank) {
+        let doorbell = &self.member(rank).doorbell.0;
+        let count = doorbell.count.fetch_add(1, Ordering::AcqRel).wrapping_add(1);
+        doorbell.bell.ring(count, &self.sleep(None));
+    }
+
+    /// How often this rank's doorbell has rung.
+    pub(super) fn doorbell(&self) -> u32 {
+        self.member(self.rank).doorbell.0.bell.seen()
+    }
+
+    /// Waits until this rank's doorbell has rung again since `seen`. `is_missing` says for whom it waits.
+    pub(super) fn wait_for_doorbell(
+        &self,
+        seen: u32,
+        is_missing: impl Fn(Rank) -> bool,
+        wait: &Wait<'_>,
+    ) -> Result<()> {
+        let bell = &self.member(self.rank).doorbell.0.bell;
+        self.wait_until(|| bell.seen() != seen, bell, is_missing, wait)
+    }
+
+    /// The memory of the ring of messages from one rank to another, and its bytes.
+    pub(super) fn ring(&self, from: Rank, to: Rank) -> (*mut u8, usize) {
+        assert!(self.scope == Scope::Processes && from.max(to) < self.size(), "no such ring");
+        let (offset, bytes) = self.layout.ring(from, to);
+        (self.at(offset), bytes)
     }
 
     fn set_state(&self, state: u32) {

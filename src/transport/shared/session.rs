@@ -83,7 +83,7 @@ impl<'a> Session<'a> {
     /// The place of the `bytes` bytes from `start` on, if the other ranks can address them.
     pub(crate) fn place(&self, start: *const u8, bytes: usize) -> Option<Place> {
         match self.domain.scope {
-            Scope::Threads => Some(Place { offset: start as u64, buffer: 0, padding: 0 }),
+            Scope::Threads => Some(Place { offset: start as u64, buffer: 0 }),
             Scope::Processes => {
                 self.domain.own.lock().unwrap_or_else(PoisonError::into_inner).place(start, bytes)
             }
@@ -177,7 +177,7 @@ impl<'a> Session<'a> {
     /// `Mismatch` if the rank said another header; `Environment` or `File` if its buffer cannot be mapped.
     pub(crate) fn source(&mut self, round: &Round, rank: Rank, wait: &Wait<'_>) -> Result<*mut u8> {
         let head = self.agreed_head(round, rank, wait)?;
-        self.resolve(rank, Place { offset: head.source, buffer: head.buffers[0], padding: 0 })
+        self.resolve(rank, Place { offset: head.source, buffer: head.buffers[0] })
     }
 
     /// The buffer that `rank` lets others write.
@@ -186,7 +186,7 @@ impl<'a> Session<'a> {
     /// As [`source`](Self::source).
     pub(crate) fn target(&mut self, round: &Round, rank: Rank, wait: &Wait<'_>) -> Result<*mut u8> {
         let head = self.agreed_head(round, rank, wait)?;
-        self.resolve(rank, Place { offset: head.target, buffer: head.buffers[1], padding: 0 })
+        self.resolve(rank, Place { offset: head.target, buffer: head.buffers[1] })
     }
 
     /// Where `rank` has the buffer that is read and the one that is written. To be called before this session's next
@@ -205,7 +205,7 @@ impl<'a> Session<'a> {
             if buffer == Place::NOWHERE.buffer {
                 return Ok(Whereabouts::There(offset));
             }
-            self.resolve(rank, Place { offset, buffer, padding: 0 }).map(Whereabouts::Here)
+            self.resolve(rank, Place { offset, buffer }).map(Whereabouts::Here)
         };
         Ok([find(source, buffers[0])?, find(target, buffers[1])?])
     }
