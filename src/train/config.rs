@@ -2,7 +2,9 @@
 
 use super::flags::{Flags, MODE_NAMES, Progress, Seconds, TransportChoice};
 use super::heterogeneity::{SlowLinks, SlowRanks};
-use crate::collective::{Auto, COLLECTIVE_CHOICES, Collective, CommunicatorOptions, Order, collective_by_name};
+use crate::collective::{
+    Auto, COLLECTIVE_CHOICES, Collective, CommunicatorOptions, Order, collective_by_name,
+};
 use crate::data::{DATASET_NAMES, Split};
 use crate::error::{Error, Result};
 use crate::learner::NETWORK_NAMES;
@@ -27,6 +29,8 @@ pub struct Config {
     pub outer: Outer,
     pub global_lr: f64,
     pub collective: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub topology: Option<PathBuf>,
     pub order: Order,
     pub transport: TransportChoice,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -82,6 +86,7 @@ impl Config {
             outer: flags.outer.unwrap_or_default(),
             global_lr: flags.global_lr.unwrap_or(1.0),
             collective: flags.collective.unwrap_or_else(|| "auto".into()),
+            topology: flags.topology,
             order: flags.order.unwrap_or_default(),
             transport: flags.transport.unwrap_or_default(),
             servers: flags.servers,

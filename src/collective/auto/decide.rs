@@ -228,10 +228,7 @@ impl Knowledge {
 }
 
 /// Sorts by seconds, and names the first two.
-fn best_two(
-    times: &mut [(usize, f64)],
-    candidates: &[Arc<dyn Collective>],
-) -> Option<(usize, f64, Second)> {
+fn best_two(times: &mut [(usize, f64)], candidates: &[Arc<dyn Collective>]) -> Option<(usize, f64, Second)> {
     // A stable sort: what is equally quick stays in the registry's order, on every rank.
     times.sort_by(|a, b| a.1.total_cmp(&b.1));
     let (place, seconds) = *times.first()?;
