@@ -1,11 +1,7 @@
 //! Private buffers of processes: piece by piece through windows that all ranks can address. Copy in, meet, reduce what was
 //! claimed, copy out. The windows alternate, so that a rank may fill the next one while others still read this one.
 
-<<<<<<< HEAD:src/collective/direct/private/windows.rs
 use super::super::{Call, Room, chunks};
-=======
-use super::{Call, Room, chunks};
->>>>>>> wt-shm:src/collective/direct/windows.rs
 use crate::collective::Kind;
 use crate::error::Result;
 use crate::reduce::Store;
