@@ -1,6 +1,7 @@
 //! Runs schedules: the one loop behind every algorithm on every transport.
 
 use super::plan::{Plan, PlannedStage, Region, Work};
+use super::scratch::Scratch;
 use crate::error::Result;
 use crate::reduce::{ElementType, Operator, Target, reduce_into};
 use crate::transport::{Tag, Ticket, Transport, Wait};
@@ -8,7 +9,7 @@ use crate::transport::{Tag, Ticket, Transport, Wait};
 /// Memory that lives as long as the communicator, so that the steady state allocates nothing.
 #[derive(Default)]
 pub(super) struct Workspace {
-    scratch: Vec<u64>,
+    scratch: Scratch,
     tickets: Vec<Option<Ticket>>,
 }
 
@@ -40,13 +41,9 @@ pub(super) fn run(
     operator: Operator,
     wait: &Wait<'_>,
 ) -> Result<()> {
-    let words = plan.scratch_bytes.div_ceil(8);
-    if workspace.scratch.len() < words {
-        workspace.scratch.resize(words, 0);
-    }
     workspace.tickets.clear();
     workspace.tickets.reserve(plan.most_messages);
-    let memory = Memory { buffer: buffer.as_mut_ptr(), scratch: workspace.scratch.as_mut_ptr().cast() };
+    let memory = Memory { buffer: buffer.as_mut_ptr(), scratch: workspace.scratch.room(plan.scratch_bytes)? };
     for stage in &plan.stages {
         let tickets = &mut workspace.tickets;
         tickets.clear();

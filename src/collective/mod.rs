@@ -26,6 +26,7 @@ pub mod recursive_doubling;
 mod registry;
 pub mod ring;
 mod schedule;
+mod scratch;
 pub mod verify;
 
 pub use auto::Auto;

@@ -13,7 +13,7 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// Elements (f32) that are added and copied: 256 KiB, the length of a segment.
+/// Elements (f32) that are added and copied: 256 KiB, half a segment.
 const LEN: usize = 1 << 16;
 const REPETITIONS: usize = 20;
 /// Times that every rank passes something to its right neighbour.

@@ -6,6 +6,7 @@
 //! A transfer that timed out cannot be taken back: its buffers may be in use until the process ends, and the process
 //! should end by [`abort`].
 
+mod cores;
 mod native;
 mod speaker;
 
@@ -28,6 +29,8 @@ pub struct Mpi {
     requests: Mutex<Requests>,
     native: native::NativeMpi,
     speaker: speaker::Speaker,
+    /// Each rank of this host has a core of its own.
+    cores_suffice: bool,
     communicator: SimpleCommunicator,
     // Dropped last: ends MPI.
     _universe: mpi::environment::Universe,
@@ -104,12 +107,14 @@ impl Mpi {
         let peers = gather_peers(&communicator, rank, size);
         let native = native::NativeMpi::new(&communicator)?;
         let speaker = speaker::Speaker::establish(&communicator, &peers, rank);
+        let cores_suffice = cores::suffice(&communicator, &peers, rank);
         Ok(Mpi {
             peers,
             rank,
             requests: Mutex::default(),
             native,
             speaker,
+            cores_suffice,
             communicator,
             _universe: universe,
         })
@@ -225,8 +230,9 @@ struct Vigil {
 impl Vigil {
     const BETWEEN_LOOKS: Duration = Duration::from_millis(250);
 
-    fn new(wait: &Wait<'_>, size: usize) -> Self {
-        Vigil { backoff: Backoff::new(wait.patience, size), looked_for_the_dead: Instant::now() }
+    fn new(wait: &Wait<'_>, transport: &Mpi) -> Self {
+        let backoff = Backoff::new(wait.patience, transport.size(), transport.cores_suffice);
+        Vigil { backoff, looked_for_the_dead: Instant::now() }
     }
 
     fn pass_time(
@@ -329,7 +335,7 @@ impl Transport for Mpi {
     fn wait(&self, tickets: &mut [Option<Ticket>], wait: &Wait<'_>) -> Result<()> {
         // Every test makes progress on all transfers, so looking at the first one that is left is enough.
         for index in 0..tickets.len() {
-            let mut vigil = Vigil::new(wait, self.size());
+            let mut vigil = Vigil::new(wait, self);
             while let Some(ticket) = &tickets[index] {
                 if self.test(ticket, wait)? {
                     tickets[index] = None;

@@ -2,6 +2,7 @@
 
 use super::{Auto, TOPOLOGY_VARIABLE, usual};
 use crate::cluster::{Cluster, cache_path};
+use crate::collective::communicator::SEGMENT_BYTES;
 use crate::collective::cost;
 use crate::collective::{Collective, Topology};
 use crate::error::{Error, Result};
@@ -51,8 +52,6 @@ enum Told {
     Cluster { text: String, origin: Origin },
     Unusable { path: PathBuf, what: String },
 }
-
-const SEGMENT_BYTES: usize = 256 * 1024;
 
 impl Knowledge {
     /// Knowledge of a cluster that was measured, or imagined.

@@ -102,7 +102,7 @@ impl Native for Mpi {
         check(code, "MPI_Iallreduce")?;
         // SAFETY: a successful call has made the request.
         let mut raw = unsafe { raw.assume_init() };
-        let mut vigil = Vigil::new(wait, self.size());
+        let mut vigil = Vigil::new(wait, self);
         loop {
             let mut done = 0;
             let guard = self.requests();
