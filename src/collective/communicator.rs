@@ -183,6 +183,12 @@ impl Communicator {
         &self.topology
     }
 
+    /// Whether its ranks are processes that share memory, so that [`alloc`](Self::alloc) gives other memory than the
+    /// process's own.
+    pub fn is_of_processes(&self) -> bool {
+        self.transport.shared().is_some_and(|domain| !domain.is_of_threads())
+    }
+
     /// The options that it was made with.
     pub fn options(&self) -> &CommunicatorOptions {
         &self.options
