@@ -107,9 +107,10 @@ impl<'a> Sweep<'a> {
     /// A communicator for a collective that does the operation itself, not by way of another algorithm.
     fn communicator(&self, name: &str, transport: &Arc<dyn Transport>) -> Result<Communicator> {
         let collective = collective_by_name(name, None)?;
+        // `auto` competes among those that do the operation; one of them does everything.
         if name == Native.name() {
             Native.check(&self.operation(), &**transport)?;
-        } else {
+        } else if collective.as_auto().is_none() {
             let size = transport.size();
             collective.schedule(&self.operation(), &Topology::flat(size), transport.rank(), size)?;
         }

@@ -2,7 +2,9 @@
 
 use super::flags::{Flags, MODE_NAMES, Progress, Seconds, TransportChoice};
 use super::heterogeneity::{SlowLinks, SlowRanks};
-use crate::collective::{COLLECTIVE_NAMES, Collective, CommunicatorOptions, Order, collective_by_name};
+use crate::collective::{
+    Auto, COLLECTIVE_CHOICES, Collective, CommunicatorOptions, Order, collective_by_name,
+};
 use crate::data::{DATASET_NAMES, Split};
 use crate::error::{Error, Result};
 use crate::learner::NETWORK_NAMES;
@@ -28,6 +30,8 @@ pub struct Config {
     pub outer: Outer,
     pub global_lr: f64,
     pub collective: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub topology: Option<PathBuf>,
     pub order: Order,
     pub wire: WireFormat,
     pub transport: TransportChoice,
@@ -83,7 +87,8 @@ impl Config {
             weighting: flags.weighting.unwrap_or_default(),
             outer: flags.outer.unwrap_or_default(),
             global_lr: flags.global_lr.unwrap_or(1.0),
-            collective: flags.collective.unwrap_or_else(|| "ring".into()),
+            collective: flags.collective.unwrap_or_else(|| "auto".into()),
+            topology: flags.topology,
             order: flags.order.unwrap_or_default(),
             wire: flags.wire.unwrap_or_default(),
             transport: flags.transport.unwrap_or_default(),
@@ -131,7 +136,7 @@ impl Config {
             }
         };
         known("mode", &self.mode, &MODE_NAMES)?;
-        known("collective", &self.collective, COLLECTIVE_NAMES)?;
+        known("collective", &self.collective, COLLECTIVE_CHOICES)?;
         known("network", &self.network, &NETWORK_NAMES)?;
         known("dataset", &self.dataset, &DATASET_NAMES)?;
         positive("learning-rate", Some(self.learning_rate))?;
@@ -221,7 +226,10 @@ impl Config {
     /// # Errors
     /// `Usage` for an unknown collective.
     pub fn communicator_options(&self) -> Result<CommunicatorOptions> {
-        let collective: Arc<dyn Collective> = collective_by_name(&self.collective, self.servers)?;
+        let collective: Arc<dyn Collective> = match self.collective.as_str() {
+            "auto" => Arc::new(Auto { topology: self.topology.clone() }),
+            name => collective_by_name(name, self.servers)?,
+        };
         Ok(CommunicatorOptions {
             collective,
             order: self.order,

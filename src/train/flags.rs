@@ -1,7 +1,7 @@
 //! The flags of `esync-train`. The same names are the keys of `--config` files and, with `ESYNC_`, environment variables.
 
 use super::heterogeneity::{SlowLinks, SlowRanks};
-use crate::collective::{COLLECTIVE_NAMES, Order};
+use crate::collective::{COLLECTIVE_CHOICES, Order};
 use crate::data::{DATASET_NAMES, Split};
 use crate::error::{Error, Result};
 use crate::learner::NETWORK_NAMES;
@@ -21,11 +21,13 @@ pub const MODE_NAMES: [&str; 3] = ["esync", "sync", "local"];
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TransportChoice {
-    /// `threads` with --ranks, `mpi` under a launcher.
+    /// `threads` with --ranks; under a launcher `shm` if all ranks are on one host, else `mpi`.
     #[default]
     Auto,
     /// Ranks are threads of one process.
     Threads,
+    /// Ranks are processes of one host that share memory: a launcher's, or with --ranks started by esync itself.
+    Shm,
     /// Ranks are processes of an MPI job.
     Mpi,
 }
@@ -125,9 +127,18 @@ pub struct Flags {
     )]
     pub global_lr: Option<f64>,
 
-    /// The algorithm of an exchange [default: ring]
-    #[arg(long, env = "ESYNC_COLLECTIVE", value_parser = names(COLLECTIVE_NAMES), help_heading = "Communication")]
+    /// The algorithm of an exchange [default: auto]
+    #[arg(long, env = "ESYNC_COLLECTIVE", value_parser = names(COLLECTIVE_CHOICES), help_heading = "Communication")]
     pub collective: Option<String>,
+    /// What `--collective auto` is to know of the cluster [default: what `esync probe` left in the cache]
+    #[arg(
+        long,
+        env = "ESYNC_TOPOLOGY",
+        value_name = "FILE",
+        help_heading = "Communication",
+        hide_short_help = true
+    )]
+    pub topology: Option<PathBuf>,
     /// The order of summation: auto, canonical, rank, fastest [default: auto]
     #[arg(long, env = "ESYNC_ORDER", value_parser = order, help_heading = "Communication", hide_short_help = true)]
     pub order: Option<Order>,
@@ -150,7 +161,7 @@ pub struct Flags {
     #[arg(long, env = "ESYNC_TIMEOUT", value_name = "TIME", help_heading = "Communication")]
     pub timeout: Option<Seconds>,
 
-    /// Run as this many threads of one process, without MPI
+    /// Run as this many threads of one process, or processes with --transport shm, without MPI
     #[arg(long, env = "ESYNC_RANKS", value_name = "N", help_heading = "Run")]
     pub ranks: Option<usize>,
     /// The model [default: mlp]

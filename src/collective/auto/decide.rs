@@ -52,6 +52,9 @@ impl Question {
     }
 }
 
+/// The second-best algorithm and its seconds, if there is a second.
+pub type Second = Option<(&'static str, f64)>;
+
 /// Why an algorithm was chosen. Prints as the rest of a sentence.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Reason {
@@ -60,14 +63,14 @@ pub enum Reason {
         /// Seconds, interpolated between measured sizes.
         seconds: f64,
         /// The second, with its seconds.
-        next: Option<(&'static str, f64)>,
+        next: Second,
     },
     /// The quickest in the cost model.
     Predicted {
         /// Seconds, without the entry.
         seconds: f64,
         /// The second, with its seconds.
-        next: Option<(&'static str, f64)>,
+        next: Second,
         /// Whose figures the model was given.
         origin: Origin,
     },
@@ -225,10 +228,7 @@ impl Knowledge {
 }
 
 /// Sorts by seconds, and names the first two.
-fn best_two(
-    times: &mut [(usize, f64)],
-    candidates: &[Arc<dyn Collective>],
-) -> Option<(usize, f64, Option<(&'static str, f64)>)> {
+fn best_two(times: &mut [(usize, f64)], candidates: &[Arc<dyn Collective>]) -> Option<(usize, f64, Second)> {
     // A stable sort: what is equally quick stays in the registry's order, on every rank.
     times.sort_by(|a, b| a.1.total_cmp(&b.1));
     let (place, seconds) = *times.first()?;

@@ -12,7 +12,7 @@ mod decide;
 mod knowledge;
 mod usual;
 
-pub use decide::{Decision, NativeReach, Question, Reason};
+pub use decide::{Decision, NativeReach, Question, Reason, Second};
 pub use knowledge::{Knowledge, Origin};
 
 use super::{Collective, Operation, Schedule, Topology};
