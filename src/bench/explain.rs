@@ -3,10 +3,13 @@
 use super::draw::draw;
 use super::rounds::{Rounds, use_of};
 use super::{ByteSize, Flags};
+use crate::collective::auto::{Auto, Knowledge, NativeReach, Question};
+use crate::collective::cost;
 use crate::collective::verify::{Proof, verify_schedules};
 use crate::collective::{Collective, Native, Operation, Schedule, Stage, Step, Topology, collective_by_name};
 use crate::error::{Error, Result};
-use crate::transport::{announced_rank, announced_ranks};
+use crate::train::TransportChoice;
+use crate::transport::{announced_rank, announced_ranks, host_name};
 use std::fmt::Write;
 
 /// Schedules of more ranks are not printed rank by rank, and not drawn.
@@ -52,10 +55,11 @@ pub(super) fn explain(flags: &Flags, names: &[&str], all: bool, count: usize) ->
             return Ok(());
         }
     }
-    let mut text = String::new();
-    for name in names {
+    let knowledge = knowledge(flags, size)?;
+    let mut text = choice(flags, &knowledge, size, count)?;
+    for name in names.iter().filter(|name| **name != AUTO) {
         match Explained::new(flags, name, size, count) {
-            Ok(explained) => text.push_str(&explained.text()),
+            Ok(explained) => text.push_str(&explained.text(&knowledge)?),
             Err(error @ Error::Refused { .. }) if all || *name == Native.name() => {
                 let _ = writeln!(text, "{name}: {error}\n");
             }
@@ -69,6 +73,43 @@ pub(super) fn explain(flags: &Flags, names: &[&str], all: bool, count: usize) ->
         }
         _ => Ok(()),
     }
+}
+
+const AUTO: &str = "auto";
+
+/// The transport that the flags lead to, where messages are what they explain.
+fn transport_name(flags: &Flags) -> &'static str {
+    match flags.transport {
+        TransportChoice::Auto | TransportChoice::Threads if flags.ranks_per_host.is_none() => "threads",
+        _ => "mpi",
+    }
+}
+
+/// What `auto` would know here: as many ranks of this host, or of as many imagined hosts as the flags say.
+fn knowledge(flags: &Flags, size: usize) -> Result<Knowledge> {
+    let own = host_name();
+    let name = |rank: usize| match flags.ranks_per_host {
+        Some(each) => format!("host-{}", rank / usize::from(each)),
+        None => own.clone(),
+    };
+    let hosts: Vec<String> = (0..size).map(name).collect();
+    let hosts: Vec<&str> = hosts.iter().map(String::as_str).collect();
+    Knowledge::understand(&Knowledge::find(&Auto::default(), transport_name(flags), &hosts))
+}
+
+/// What `auto` would choose, and why.
+fn choice(flags: &Flags, knowledge: &Knowledge, size: usize, count: usize) -> Result<String> {
+    let operation = Operation::new(flags.op).with_order(flags.order);
+    let question = Question::new(operation, count, flags.element.size());
+    let by_messages = knowledge.decide(&question)?;
+    let bytes = size_text(count * flags.element.size());
+    let mut text = format!("auto: for {operation} of {bytes} over {size} ranks\n");
+    if transport_name(flags) == "threads" && size > 1 {
+        let shared = knowledge.decide(&question.with_native(NativeReach::Shared))?;
+        text.push_str(&format!("  where ranks share memory, {shared}\n"));
+    }
+    text.push_str(&format!("  by messages, {by_messages}\n\n"));
+    Ok(text)
 }
 
 impl Explained {
@@ -134,15 +175,20 @@ impl Explained {
         })
     }
 
-    fn text(&self) -> String {
+    fn text(&self, knowledge: &Knowledge) -> Result<String> {
         // Writing to a string cannot fail.
         let mut text = format!("{}\n  {}\n", self.title(), self.cost());
+        let collective = collective_by_name(self.name, None)?;
+        let (count, bytes, segment) = (self.count, self.element_bytes, knowledge.segment_bytes);
+        let seconds =
+            cost::predict(&knowledge.cluster, &*collective, &self.operation, count, bytes, segment)?;
+        let _ = writeln!(text, "  predicted: {:.2} µs, from {}", seconds * 1e6, knowledge.origin);
         if let Some(sums) = self.sums() {
             let _ = writeln!(text, "  {sums}");
         }
         if self.schedules.len() > MOST_RANKS {
             let _ = writeln!(text, "  (the steps of more than {MOST_RANKS} ranks are not listed)\n");
-            return text;
+            return Ok(text);
         }
         for (rank, schedule) in self.schedules.iter().enumerate() {
             let _ = writeln!(text, "  rank {rank}");
@@ -151,7 +197,7 @@ impl Explained {
             }
         }
         text.push('\n');
-        text
+        Ok(text)
     }
 }
 
