@@ -127,6 +127,11 @@ impl Error {
         matches!(self, Error::PeerLost { .. })
     }
 
+    /// Whether it is about a rank that did not come, or is gone.
+    pub(crate) fn concerns_a_peer(&self) -> bool {
+        matches!(self, Error::PeerLost { .. } | Error::Stalled { .. })
+    }
+
     /// Whether all ranks see the same error (or each its own side of the same failure), so that one of them should speak.
     pub fn concerns_all(&self) -> bool {
         !matches!(self, Error::Training(_) | Error::Internal(_))

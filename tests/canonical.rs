@@ -137,6 +137,7 @@ fn options(collective: &str, segment_bytes: usize) -> CommunicatorOptions {
         order: Order::Canonical,
         timeout: Duration::from_secs(20),
         segment_bytes,
+        ..CommunicatorOptions::default()
     }
 }
 

@@ -19,7 +19,8 @@ fn have_mpi() -> bool {
 }
 
 /// Quick, and with sizes that leave remainders: 0, 12, 108, … bytes; the last is cut into segments.
-const QUICK: &str = "-b 0 -e 700K -f 9 -n 3 -w 1 --format json --timeout 30s";
+const QUICK: &str =
+    "-b 0 -e 700K -f 9 -n 3 -w 1 --format json --timeout 30s --ceiling off --repeat-contaminated 0";
 
 fn with(mut command: Command, arguments: &str) -> Command {
     command.args(arguments.split_whitespace());
@@ -104,6 +105,32 @@ fn other_types_and_operators() {
         check(3, "-d i32 -o max");
         check(3, "-d i64 -o min");
     }
+}
+
+#[test]
+fn narrow_wires() {
+    if have_mpi() {
+        for wire in ["f16", "bf16", "int8"] {
+            check(3, &format!("--wire {wire}"));
+        }
+        check(7, "--wire int8 -o average --order rank");
+        check(2, "--wire int8 --op broadcast");
+    }
+}
+
+#[test]
+fn what_a_narrow_wire_cannot_carry_is_said() {
+    let said = |arguments: &str, text: &str| {
+        let finished = on_threads(2, &format!("{QUICK} {arguments}")).expect(2);
+        assert!(finished.stderr.contains(text), "{}", finished.stderr);
+    };
+    said("--wire int9", "choose one of `f32`, `f16`, `bf16`, `int8`");
+    said("--wire int8 --collective ring", "leave out --collective");
+    said("--wire int8 -d f64", "narrows vectors of f32");
+    said("--wire int8 -o max", "meant for sum and average, not for max");
+    said("--wire int8 --op reduce-scatter", "narrows all-reduce only");
+    let record = &records(&on_threads(2, "-b 4K -e 4K -n 1 --format json --wire int8").expect(0))[0];
+    assert_eq!((&record["collective"], &record["wire"]), (&"two-shot".into(), &"int8".into()));
 }
 
 /// All collectives that accept the order have the same bits, on threads and between processes.
@@ -287,7 +314,10 @@ fn a_transport_that_is_not_there_is_an_environment_error() {
 fn an_output_file_holds_what_standard_output_would() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("results.csv");
-    let arguments = format!("-e 4K -n 2 --collective ring --format csv --output {}", path.display());
+    let arguments = format!(
+        "-e 4K -n 2 --collective ring --placement in --buffers private --format csv --output {}",
+        path.display()
+    );
     let finished = on_threads(2, &arguments).expect(0);
     assert_eq!(finished.stdout, "");
     let text = std::fs::read_to_string(&path).expect("results");

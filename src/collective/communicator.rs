@@ -4,14 +4,15 @@ use super::choose::{Chooser, Chosen};
 use super::direct;
 use super::entry::{Agreed, EntryRoom, Header};
 use super::executor::{self, Workspace};
+use super::narrow::{self, Narrow, NarrowRoom};
 use super::plan::Plan;
 use super::{
     Collective, Entry, Kind, Member, Native, Operation, Order, ParameterServer, SharedBuffer, Topology, part,
     verify,
 };
 use crate::error::{Error, Result};
-use crate::reduce::{Element, ElementType, Operator, scale_for_average};
-use crate::transport::{Deadline, Domain, Patience, Rank, Transport, Wait};
+use crate::reduce::{Element, ElementType, Operator, WireFormat, scale_for_average};
+use crate::transport::{Deadline, Patience, Rank, Transport, Wait};
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
@@ -28,6 +29,11 @@ pub struct CommunicatorOptions {
     pub timeout: Duration,
     /// Longer messages are cut into pieces of this many bytes, so that reducing one overlaps receiving the next.
     pub segment_bytes: usize,
+    /// How the vectors of an all-reduce are written for the way between ranks. All but `f32` take the two-shot form,
+    /// whatever `collective` is, and refuse what they cannot narrow (see [`wire`](crate::reduce::wire)): other types than
+    /// f32, other operators than sum and average, reduce-scatter and reduce. All-gather and broadcast move vectors as they
+    /// are.
+    pub wire: WireFormat,
 }
 
 impl Default for CommunicatorOptions {
@@ -37,6 +43,7 @@ impl Default for CommunicatorOptions {
             order: Order::Auto,
             timeout: Duration::from_secs(300),
             segment_bytes: 256 * 1024,
+            wire: WireFormat::F32,
         }
     }
 }
@@ -73,6 +80,7 @@ pub struct Communicator {
     pub(super) chosen: Chosen,
     plans: HashMap<PlanKey, Arc<Plan>>,
     workspace: Workspace,
+    narrow_room: NarrowRoom,
     entry: EntryRoom,
     room: direct::Room,
     sequence: u64,
@@ -136,6 +144,7 @@ impl Communicator {
             options,
             plans: HashMap::new(),
             workspace: Workspace::default(),
+            narrow_room: NarrowRoom::default(),
             entry: EntryRoom::new(size),
             room: direct::Room::new(size),
             sequence: 0,
@@ -230,7 +239,7 @@ impl Communicator {
             )));
         }
         let operation = self.choose(self.operation(Kind::AllReduce, 0), input.len(), T::TYPE)?;
-        if self.domain().is_some() {
+        if self.is_direct(&operation, T::TYPE) {
             let (input, output, count) = (input.as_ptr(), output.as_mut_ptr(), output.len());
             // SAFETY: two slices of one length; the one to be written does not overlap the other.
             return unsafe { self.run_direct(operation, input, output, count, operator, true) };
@@ -333,13 +342,29 @@ impl Communicator {
     /// As [`all_reduce`](Self::all_reduce).
     pub fn all_reduce_entered<T: Element>(&mut self, buffer: &mut [T], operator: Operator) -> Result<()> {
         let operation = self.choose(self.operation(Kind::AllReduce, 0), buffer.len(), T::TYPE)?;
-        if self.domain().is_some() {
+        if self.is_direct(&operation, T::TYPE) {
             let (output, count) = (buffer.as_mut_ptr(), buffer.len());
             // SAFETY: the slice is ours for the call.
             return unsafe { self.run_direct(operation, output, output, count, operator, false) };
         }
         let result = self.run(operation, T::TYPE, operator, bytemuck::cast_slice_mut(buffer));
         self.remember(result)
+    }
+
+    /// [`all_reduce_entered`](Self::all_reduce_entered) of a vector that must not be rounded: in its own type, whatever the
+    /// wire is.
+    ///
+    /// # Errors
+    /// As [`all_reduce`](Self::all_reduce).
+    pub fn all_reduce_entered_exact<T: Element>(
+        &mut self,
+        buffer: &mut [T],
+        operator: Operator,
+    ) -> Result<()> {
+        let wire = std::mem::take(&mut self.options.wire);
+        let result = self.all_reduce_entered(buffer, operator);
+        self.options.wire = wire;
+        result
     }
 
     /// Sends every rank's bytes to every rank, in rank order. For small things such as configurations.
@@ -365,13 +390,23 @@ impl Communicator {
         Operation { kind, root, order: self.options.order }
     }
 
+    /// Whether this call takes the two-shot form.
+    fn is_narrow(&self, operation: &Operation, element: ElementType) -> bool {
+        operation.kind.reduces() && self.options.wire.narrows(element)
+    }
+
+    /// The name of what carries out the operation.
+    fn label_of(&self, operation: &Operation, element: ElementType) -> &'static str {
+        if self.is_narrow(operation, element) { narrow::TWO_SHOT } else { self.chosen.label }
+    }
+
     fn is_native(&self) -> bool {
         self.chosen.collective.name() == "native"
     }
 
-    /// The memory that all ranks share, if it is to be used for the collectives too.
-    fn domain(&self) -> Option<&Domain> {
-        self.transport.shared().filter(|_| self.is_native())
+    /// Whether this call works in the memory that all ranks share.
+    fn is_direct(&self, operation: &Operation, element: ElementType) -> bool {
+        self.is_native() && self.transport.shared().is_some() && !self.is_narrow(operation, element)
     }
 
     fn call<T: Element>(
@@ -385,7 +420,7 @@ impl Communicator {
             return Err(Error::Usage(format!("root {root} does not exist: there are {} ranks", self.size())));
         }
         let operation = self.choose(self.operation(kind, root), buffer.len(), T::TYPE)?;
-        if self.domain().is_some() {
+        if self.is_direct(&operation, T::TYPE) {
             let (output, count) = (buffer.as_mut_ptr(), buffer.len());
             // SAFETY: the slice is ours for the call.
             return unsafe { self.run_direct(operation, output, output, count, operator, true) };
@@ -408,7 +443,8 @@ impl Communicator {
         }
         self.sequence += 1;
         let header = self.header(operation, element, operator, count);
-        let Header { collective, sequence, .. } = header;
+        let sequence = header.sequence;
+        let collective = operation.map_or(header.collective, |operation| self.label_of(&operation, element));
         let label = Label { operation, collective, count, element, sequence };
         let deadline = Deadline::after(self.options.timeout);
         let wait = Wait { deadline, patience: Patience::Straggler, operation: &label };
@@ -435,6 +471,7 @@ impl Communicator {
             sequence: self.sequence,
             collective: self.chosen.label,
             segment_bytes: self.options.segment_bytes,
+            wire: self.options.wire,
         }
     }
 
@@ -494,13 +531,23 @@ impl Communicator {
         let count = bytes.len() / element.size();
         let label = Label {
             operation: Some(operation),
-            collective: self.chosen.label,
+            collective: self.label_of(&operation, element),
             count,
             element,
             sequence: self.sequence,
         };
         let deadline = Deadline::after(self.options.timeout);
         let wait = Wait { deadline, patience: Patience::Transfer, operation: &label };
+        if self.is_narrow(&operation, element) {
+            let CommunicatorOptions { wire, order, segment_bytes, .. } = self.options;
+            narrow::check(wire, &operation, element, operator)?;
+            let narrow = Narrow { format: wire, order, operator, segment_bytes };
+            let values = bytemuck::cast_slice_mut(bytes);
+            let traffic = narrow.all_reduce(&*self.transport, &mut self.narrow_room, values, &wait)?;
+            self.bytes_sent += traffic.sent;
+            self.bytes_received += traffic.received;
+            return Ok(());
+        }
         if self.is_native() && self.transport.native().is_some() && operation.kind == Kind::AllReduce {
             Native.check(&operation, &*self.transport)?;
             return self.run_native(element, operator, bytes, count, &wait);

@@ -153,12 +153,12 @@ impl Node {
         let parents: Vec<Option<usize>> = (0..n).map(|number| parent(tree, n, number)).collect();
         let mut levels = vec![0; n];
         let mut depths = vec![0; n];
-        for start in 0..n {
+        for (start, depth) in depths.iter_mut().enumerate() {
             let mut at = start;
             while let Some(up) = parents[at] {
                 at = up;
-                depths[start] += 1;
-                levels[at] = levels[at].max(depths[start]);
+                *depth += 1;
+                levels[at] = levels[at].max(*depth);
             }
         }
         let children = (0..n).filter(|child| parents[*child] == Some(number));
@@ -178,12 +178,17 @@ fn parent(tree: usize, n: usize, number: usize) -> Option<usize> {
     if tree == 0 || number == 0 {
         return parent_by_lowest_bit(n, number);
     }
-    let (there, back): (fn(usize, usize) -> usize, fn(usize, usize) -> usize) = if n.is_multiple_of(2) {
-        (|n, number| if number == 1 { n - 1 } else { number - 1 }, |n, number| number % (n - 1) + 1)
-    } else {
-        (|n, number| n - number, |n, number| n - number)
+    let is_mirrored = !n.is_multiple_of(2);
+    let place = match number {
+        _ if is_mirrored => n - number,
+        1 => n - 1,
+        _ => number - 1,
     };
-    parent_by_lowest_bit(n, there(n, number)).map(|up| if up == 0 { 0 } else { back(n, up) })
+    parent_by_lowest_bit(n, place).map(|up| match up {
+        0 => 0,
+        _ if is_mirrored => n - up,
+        _ => up % (n - 1) + 1,
+    })
 }
 
 fn parent_by_lowest_bit(n: usize, number: usize) -> Option<usize> {

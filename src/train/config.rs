@@ -12,6 +12,7 @@ use crate::policy::esync::{EsyncWorker, Planning, Settings};
 use crate::policy::local::LocalWorker;
 use crate::policy::sync::SyncWorker;
 use crate::policy::{Outer, Weighting, WorkerPolicy};
+use crate::reduce::WireFormat;
 use serde::Serialize;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -32,6 +33,7 @@ pub struct Config {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub topology: Option<PathBuf>,
     pub order: Order,
+    pub wire: WireFormat,
     pub transport: TransportChoice,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub servers: Option<usize>,
@@ -88,6 +90,7 @@ impl Config {
             collective: flags.collective.unwrap_or_else(|| "auto".into()),
             topology: flags.topology,
             order: flags.order.unwrap_or_default(),
+            wire: flags.wire.unwrap_or_default(),
             transport: flags.transport.unwrap_or_default(),
             servers: flags.servers,
             timeout: flags.timeout.unwrap_or(Seconds(Duration::from_secs(300))),
@@ -230,6 +233,7 @@ impl Config {
         Ok(CommunicatorOptions {
             collective,
             order: self.order,
+            wire: self.wire,
             timeout: self.timeout.0,
             ..CommunicatorOptions::default()
         })

@@ -6,6 +6,7 @@ use crate::data::{DATASET_NAMES, Split};
 use crate::error::{Error, Result};
 use crate::learner::NETWORK_NAMES;
 use crate::policy::{Outer, Weighting};
+use crate::reduce::WireFormat;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
@@ -20,11 +21,13 @@ pub const MODE_NAMES: [&str; 3] = ["esync", "sync", "local"];
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TransportChoice {
-    /// `threads` with --ranks, `mpi` under a launcher.
+    /// `threads` with --ranks; under a launcher `shm` if all ranks are on one host, else `mpi`.
     #[default]
     Auto,
     /// Ranks are threads of one process.
     Threads,
+    /// Ranks are processes of one host that share memory: a launcher's, or with --ranks started by esync itself.
+    Shm,
     /// Ranks are processes of an MPI job.
     Mpi,
 }
@@ -139,6 +142,9 @@ pub struct Flags {
     /// The order of summation: auto, canonical, rank, fastest [default: auto]
     #[arg(long, env = "ESYNC_ORDER", value_parser = order, help_heading = "Communication", hide_short_help = true)]
     pub order: Option<Order>,
+    /// What the numbers of an exchange travel as: f32, f16, bf16, int8. All but f32 round them, and are summed by the owner of each part, whatever --collective is [default: f32]
+    #[arg(long, env = "ESYNC_WIRE", value_name = "FORMAT", help_heading = "Communication")]
+    pub wire: Option<WireFormat>,
     /// Where the bytes travel [default: auto]
     #[arg(long, env = "ESYNC_TRANSPORT", value_enum, help_heading = "Communication")]
     pub transport: Option<TransportChoice>,
@@ -155,7 +161,7 @@ pub struct Flags {
     #[arg(long, env = "ESYNC_TIMEOUT", value_name = "TIME", help_heading = "Communication")]
     pub timeout: Option<Seconds>,
 
-    /// Run as this many threads of one process, without MPI
+    /// Run as this many threads of one process, or processes with --transport shm, without MPI
     #[arg(long, env = "ESYNC_RANKS", value_name = "N", help_heading = "Run")]
     pub ranks: Option<usize>,
     /// The model [default: mlp]

@@ -2,6 +2,13 @@
 
 use std::time::Duration;
 
+/// Set by esync for the processes that it starts itself: the number of ranks, one's own, where the shared segment is, and
+/// the process that started them.
+pub(crate) const SHM_RANKS: &str = "ESYNC_SHM_RANKS";
+pub(crate) const SHM_RANK: &str = "ESYNC_SHM_RANK";
+pub(crate) const SHM_SEGMENT: &str = "ESYNC_SHM_SEGMENT";
+pub(crate) const SHM_PARENT: &str = "ESYNC_SHM_PARENT";
+
 /// How many ranks a launcher's environment announces, and which launcher it is.
 pub fn announced_ranks() -> Option<(usize, &'static str)> {
     let read = |name: &str| std::env::var(name).ok().and_then(|value| value.parse().ok());
@@ -11,6 +18,9 @@ pub fn announced_ranks() -> Option<(usize, &'static str)> {
     if let Some(size) = read("PMI_SIZE") {
         return Some((size, "MPICH or Intel MPI"));
     }
+    if let Some(size) = read(SHM_RANKS) {
+        return Some((size, "esync"));
+    }
     // Inside a plain allocation SLURM_NTASKS is set too; only a step that srun started has ranks.
     let in_step = std::env::var_os("SLURM_STEP_ID").is_some() && std::env::var_os("SLURM_PROCID").is_some();
     read("SLURM_STEP_NUM_TASKS").filter(|_| in_step).map(|size| (size, "Slurm"))
@@ -18,7 +28,7 @@ pub fn announced_ranks() -> Option<(usize, &'static str)> {
 
 /// The number that a launcher gave to this process; 0 without a launcher. For errors that happen before ranks can talk.
 pub fn announced_rank() -> usize {
-    let names = ["OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"];
+    let names = ["OMPI_COMM_WORLD_RANK", "PMI_RANK", SHM_RANK, "SLURM_PROCID"];
     let read = |name: &&str| std::env::var(name).ok().and_then(|value| value.parse().ok());
     if announced_ranks().is_none() { 0 } else { names.iter().find_map(read).unwrap_or(0) }
 }

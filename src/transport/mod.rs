@@ -3,6 +3,7 @@
 //! | transport | ranks are | file |
 //! |---|---|---|
 //! | `threads` | threads of one process | [`threads`] |
+//! | `shm` | processes of one host, which share memory | [`shm`] |
 //! | `mpi` | processes started by an MPI launcher (feature `mpi`) | `mpi` |
 //!
 //! A transport knows nothing of collectives: it moves messages between pairs of ranks, in order, with a deadline.
@@ -15,16 +16,21 @@ pub mod mpi;
 mod page;
 mod peer;
 mod shared;
+pub mod shm;
 pub mod threads;
+mod tickets;
 
 pub use deadline::{Deadline, Patience, Wait};
 pub use delayed::Delayed;
+pub(crate) use launcher::{SHM_PARENT, SHM_RANK, SHM_RANKS, SHM_SEGMENT};
 pub use launcher::{announced_rank, announced_ranks, speak_in_turn};
 pub use page::{SharedPage, host_clock};
 pub(crate) use peer::stalled;
 pub use peer::{Peer, host_name};
 pub use shared::Domain;
-pub(crate) use shared::{INLINE_BYTES, Place, Publication, Region, Round, Session, Taken, WINDOW_BYTES};
+pub(crate) use shared::{
+    INLINE_BYTES, Place, Publication, Region, Round, Segment, Session, Taken, WINDOW_BYTES, Whereabouts,
+};
 
 use crate::error::Result;
 use crate::reduce::{ElementType, Operator};
@@ -142,4 +148,61 @@ pub trait Native {
         operator: Operator,
         wait: &Wait<'_>,
     ) -> Result<()>;
+}
+
+/// A shared handle is a transport too.
+impl Transport for std::sync::Arc<dyn Transport> {
+    fn name(&self) -> &'static str {
+        (**self).name()
+    }
+
+    fn rank(&self) -> Rank {
+        (**self).rank()
+    }
+
+    fn size(&self) -> usize {
+        (**self).size()
+    }
+
+    fn peer(&self, rank: Rank) -> &Peer {
+        (**self).peer(rank)
+    }
+
+    fn reserve(&self, messages: usize) {
+        (**self).reserve(messages);
+    }
+
+    unsafe fn post_send(&self, to: Rank, tag: Tag, bytes: *const u8, len: usize) -> Result<Ticket> {
+        // SAFETY: the caller's promise is passed on.
+        unsafe { (**self).post_send(to, tag, bytes, len) }
+    }
+
+    unsafe fn post_recv(&self, from: Rank, tag: Tag, into: *mut u8, len: usize) -> Result<Ticket> {
+        // SAFETY: the caller's promise is passed on.
+        unsafe { (**self).post_recv(from, tag, into, len) }
+    }
+
+    fn wait(&self, tickets: &mut [Option<Ticket>], wait: &Wait<'_>) -> Result<()> {
+        (**self).wait(tickets, wait)
+    }
+
+    fn abandon(&self, tickets: &mut [Option<Ticket>]) -> bool {
+        (**self).abandon(tickets)
+    }
+
+    fn native(&self) -> Option<&dyn Native> {
+        (**self).native()
+    }
+
+    fn shared(&self) -> Option<&Domain> {
+        (**self).shared()
+    }
+
+    fn poison(&self, why: &str) {
+        (**self).poison(why);
+    }
+
+    fn abort(&self, error: &crate::Error) -> ! {
+        (**self).abort(error)
+    }
 }

@@ -6,9 +6,10 @@
 mod lanes;
 
 use super::shared::Domain;
+use super::tickets::{Outcome, Slots};
 use super::{Peer, Rank, Tag, Ticket, Transport, Wait, stalled};
 use crate::error::{Error, Result};
-use lanes::{Lane, Outcome, Posted, Slots};
+use lanes::{Lane, Posted};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;

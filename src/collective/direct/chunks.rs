@@ -1,9 +1,9 @@
 //! Buffers that all ranks can address: whoever runs claims chunks, so that the operation ends when the chunks are done
 //! and not when all ranks have worked.
 
-use super::kernel::Store;
 use super::{Call, Room};
 use crate::error::Result;
+use crate::reduce::Store;
 use crate::transport::{Domain, Round, Session, Taken, Wait};
 
 /// Chunks for `workers` ranks that run at a time: some for each, so that they end together, but no so small that claiming

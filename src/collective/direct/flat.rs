@@ -1,8 +1,8 @@
 //! Short vectors: they travel in the slots of the one rendezvous, and every rank does the whole operation for itself.
 
-use super::kernel::Store;
 use super::{Call, Room};
 use crate::collective::Kind;
+use crate::reduce::Store;
 use crate::transport::{Domain, INLINE_BYTES, Round, Session};
 
 /// Every rank reads all n vectors, so all ranks together do n times the work of claimed chunks, and save waiting for them.

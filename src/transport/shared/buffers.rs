@@ -57,7 +57,7 @@ impl OwnBuffers {
             let offset = (start as usize).checked_sub(mapping.start() as usize)?;
             let inside = offset.checked_add(bytes)? <= mapping.bytes();
             let buffer = self.generations[index] << INDEX_BITS | index as u32;
-            inside.then_some(Place { offset: offset as u64, buffer, padding: 0 })
+            inside.then_some(Place { offset: offset as u64, buffer })
         })
     }
 

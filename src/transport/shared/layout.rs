@@ -33,7 +33,8 @@ pub(super) struct Header {
     /// Written last by the maker.
     pub(super) magic: AtomicU64,
     pub(super) ranks: AtomicU32,
-    pub(super) cores: AtomicU32,
+    /// The cores that some rank may use, as bits.
+    pub(super) cores: [AtomicU64; 16],
     /// One more than the rank that failed first; 0 if none did.
     pub(super) failed: AtomicU32,
     /// Bytes of the reason, once it is written.
@@ -58,6 +59,8 @@ pub(super) struct Member {
 pub(super) struct Words {
     pub(super) pid: AtomicU32,
     pub(super) state: AtomicU32,
+    /// Its handle on the control segment while it starts.
+    pub(super) file: AtomicU32,
     /// The last operation that it entered.
     pub(super) arrived: AtomicU64,
     /// The operation of which it is doing a chunk, or 0.
@@ -86,17 +89,19 @@ pub(super) struct TableEntry {
 
 /// Says where a rank's buffer is: which of its registered buffers, and at which byte.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(C)]
 pub(crate) struct Place {
     pub(super) offset: u64,
     pub(super) buffer: u32,
-    /// Without it the compiler would leave these bytes undefined.
-    pub(super) padding: u32,
 }
 
 impl Place {
     /// Memory that nobody else can address, or none at all.
-    pub(crate) const NOWHERE: Place = Place { offset: 0, buffer: u32::MAX, padding: 0 };
+    pub(crate) const NOWHERE: Place = Place { offset: 0, buffer: u32::MAX };
+
+    /// Private memory: its address in the process that owns it.
+    pub(crate) fn private(address: *const u8) -> Place {
+        Place { offset: address.expose_provenance() as u64, ..Self::NOWHERE }
+    }
 }
 
 /// One rank's words of one operation.

@@ -9,21 +9,26 @@
 //! | `protocol.rs` | rendezvous and claims: nothing but atomics, checked by loom |
 //! | `layout.rs` | where things are in the control segment |
 //! | `memory.rs` | files and mappings |
+//! | `segment.rs` | how processes come to share a domain |
 //! | `buffers.rs` | registered buffers, a rank's own and those of others |
+//! | `foreign.rs` | reading private memory of other processes |
 //! | `session.rs` | one operation, from arriving to leaving |
 //! | `waiting.rs` | spin, yield, sleep; deadlines and dead peers |
 
 mod atomics;
 mod buffers;
+mod foreign;
 mod layout;
 mod memory;
 mod protocol;
+mod segment;
 mod session;
 mod waiting;
 
 pub(crate) use buffers::Region;
 pub(crate) use layout::{INLINE_BYTES, Place, WINDOW_BYTES};
-pub(crate) use session::{Publication, Round, Session, Taken};
+pub(crate) use segment::{Opened, Segment};
+pub(crate) use session::{Publication, Round, Session, Taken, Whereabouts};
 
 use super::{Peer, Rank, Wait};
 use crate::error::{Error, Result};
@@ -62,6 +67,8 @@ struct Local {
     /// The number of the last operation.
     operation: u64,
     seen: SeenBuffers,
+    /// Whether all ranks can read each other's private memory, once it was tried.
+    can_read_peers: Option<bool>,
     failure: Option<Error>,
 }
 
@@ -76,11 +83,39 @@ impl Domain {
             .collect()
     }
 
+    /// Ranks that are threads of this process and treat each other as processes: windows, no common pointers.
+    #[cfg(test)]
+    pub(crate) fn of_pretended_processes(size: usize) -> Vec<Domain> {
+        Self::pretended((0..size).map(Peer::this_process).collect())
+    }
+
+    /// The same, where `rank` is said to be another process.
+    #[cfg(test)]
+    pub(crate) fn of_pretended_processes_with_pid(size: usize, rank: Rank, pid: u32) -> Vec<Domain> {
+        let mut peers: Vec<Peer> = (0..size).map(Peer::this_process).collect();
+        peers[rank].pid = pid;
+        Self::pretended(peers)
+    }
+
+    #[cfg(test)]
+    fn pretended(peers: Vec<Peer>) -> Vec<Domain> {
+        let layout = Layout::new(peers.len(), true);
+        let control = Arc::new(Control::heap(layout.bytes));
+        (0..peers.len())
+            .map(|rank| Domain::new(control.clone(), layout, Scope::Processes, rank, peers.clone()))
+            .collect()
+    }
+
     /// `control` is zeroed memory of the layout's size, or already in use by other ranks.
     fn new(control: Arc<Control>, layout: Layout, scope: Scope, rank: Rank, peers: Vec<Peer>) -> Domain {
         assert!(peers.len() <= protocol::MOST_RANKS, "{} ranks are too many to share memory", peers.len());
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let local = Local { operation: 0, seen: buffers::none_seen(peers.len()), failure: None };
+        let local = Local {
+            operation: 0,
+            seen: buffers::none_seen(peers.len()),
+            can_read_peers: None,
+            failure: None,
+        };
         let domain = Domain {
             control,
             layout,
@@ -91,9 +126,9 @@ impl Domain {
             own: Arc::default(),
             local: Mutex::new(local),
         };
-        let words = &domain.member(rank).words.0;
-        words.pid.store(std::process::id(), Ordering::Relaxed);
-        words.state.store(layout::RUNNING, Ordering::Release);
+        if scope == Scope::Threads {
+            domain.set_state(layout::RUNNING);
+        }
         domain
     }
 
@@ -112,11 +147,6 @@ impl Domain {
         &self.peers[rank]
     }
 
-    /// All of them.
-    pub(crate) fn peers(&self) -> &[Peer] {
-        &self.peers
-    }
-
     /// Threads or processes.
     pub(crate) fn scope(&self) -> Scope {
         self.scope
@@ -129,10 +159,7 @@ impl Domain {
 
     /// How many ranks can run at a time; the same number on all ranks.
     pub(crate) fn cores(&self) -> usize {
-        match self.header().cores.load(Ordering::Relaxed) as usize {
-            0 => self.cores,
-            agreed => agreed,
-        }
+        self.cores
     }
 
     /// One of a rank's two windows, of [`WINDOW_BYTES`]. Who may touch it when is the caller's protocol. Threads have none.
@@ -202,6 +229,36 @@ impl Domain {
             Some(error) => Err(error.clone()),
             None => Ok(Session::new(self, local)),
         }
+    }
+
+    /// Rings for a rank that waits for messages, or for room in a ring.
+    pub(super) fn ring_doorbell(&self, rank: Rank) {
+        let doorbell = &self.member(rank).doorbell.0;
+        let count = doorbell.count.fetch_add(1, Ordering::AcqRel).wrapping_add(1);
+        doorbell.bell.ring(count, &self.sleep(None));
+    }
+
+    /// How often this rank's doorbell has rung.
+    pub(super) fn doorbell(&self) -> u32 {
+        self.member(self.rank).doorbell.0.bell.seen()
+    }
+
+    /// Waits until this rank's doorbell has rung again since `seen`. `is_missing` says for whom it waits.
+    pub(super) fn wait_for_doorbell(
+        &self,
+        seen: u32,
+        is_missing: impl Fn(Rank) -> bool,
+        wait: &Wait<'_>,
+    ) -> Result<()> {
+        let bell = &self.member(self.rank).doorbell.0.bell;
+        self.wait_until(|| bell.seen() != seen, bell, is_missing, wait)
+    }
+
+    /// The memory of the ring of messages from one rank to another, and its bytes.
+    pub(super) fn ring(&self, from: Rank, to: Rank) -> (*mut u8, usize) {
+        assert!(self.scope == Scope::Processes && from.max(to) < self.size(), "no such ring");
+        let (offset, bytes) = self.layout.ring(from, to);
+        (self.at(offset), bytes)
     }
 
     fn set_state(&self, state: u32) {
