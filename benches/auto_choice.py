@@ -38,6 +38,7 @@ def main():
     parser.add_argument("--order", default="canonical,fastest")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--largest", default="16M", help="largest vector")
+    parser.add_argument("--factor", type=int, default=4, help="from one size to the next")
     parser.add_argument("--seconds-per-size", default="0.05")
     parser.add_argument("--budget", default="20s", help="time of each probe")
     parser.add_argument("--folder", default="target/release", help="where the programs are")
@@ -67,7 +68,8 @@ def compare(bench, ranks, transport, order, options, environment):
     for _ in range(options.repetitions):
         for collective in ("all", "auto"):
             output = launched(bench, ranks, transport,
-                              ["-b", "4", "-e", options.largest, "-f", "4", "-c", "0", "--order", order,
+                              ["-b", "4", "-e", options.largest, "-f", str(options.factor), "-c", "0", "--placement", "in",
+                               "--buffers", "private", "--ceiling", "off", "--order", order,
                                "--seconds-per-size", options.seconds_per_size, "--format", "json",
                                "--collective", collective], environment)
             for line in output.splitlines():
