@@ -138,10 +138,13 @@ fn every_kind_of_every_collective_can_be_predicted() {
     }
 }
 
+/// Changes a cluster for the worse.
+type Worsen = fn(&mut Cluster);
+
 /// Makes one thing worse after the other and looks that no prediction gets better.
 #[test]
 fn worse_is_never_faster() {
-    let worsen: [(&str, fn(&mut Cluster)); 7] = [
+    let worsen: [(&str, Worsen); 7] = [
         ("latency", |cluster| cluster.every_link(|link| link.latency_seconds *= 3.0)),
         ("bandwidth", |cluster| cluster.every_link(|link| link.seconds_per_byte *= 3.0)),
         ("reduction", |cluster| {
