@@ -3,8 +3,7 @@
 use super::draw::draw;
 use super::rounds::{Rounds, use_of};
 use super::{ByteSize, Flags};
-use crate::collective::auto::{Auto, Knowledge, NativeReach, Question};
-use crate::collective::cost;
+use crate::collective::auto::{Auto, Knowledge, NativeReach, Question, ShownSeconds};
 use crate::collective::verify::{Proof, verify_schedules};
 use crate::collective::{Collective, Native, Operation, Schedule, Stage, Step, Topology, collective_by_name};
 use crate::error::{Error, Result};
@@ -55,12 +54,27 @@ pub(super) fn explain(flags: &Flags, names: &[&str], all: bool, count: usize) ->
             return Ok(());
         }
     }
+    let mut text = String::new();
     let knowledge = knowledge(flags, size)?;
-    let mut text = choice(flags, &knowledge, size, count)?;
-    for name in names.iter().filter(|name| **name != AUTO) {
+    let question =
+        Question::new(Operation::new(flags.op).with_order(flags.order), count, flags.element.size());
+    for name in names {
+        let mut name = *name;
+        if name == "auto" {
+            let native = if shares_memory(flags) { NativeReach::Shared } else { NativeReach::Absent };
+            let decision = knowledge.decide(&question.with_native(native))?;
+            let _ = writeln!(text, "auto chooses {decision}");
+            name = decision.collective.name();
+        }
         match Explained::new(flags, name, size, count) {
-            Ok(explained) => text.push_str(&explained.text(&knowledge)?),
-            Err(error @ Error::Refused { .. }) if all || *name == Native.name() => {
+            Ok(explained) => {
+                let collective = collective_by_name(name, None)?;
+                let question = Question { operation: explained.operation, ..question };
+                let seconds = knowledge.predict(&*collective, &question)?;
+                let predicted = format!("predicted: {} from {}", ShownSeconds(seconds), knowledge.origin);
+                text.push_str(&explained.text(&predicted));
+            }
+            Err(error @ Error::Refused { .. }) if all || name == Native.name() => {
                 let _ = writeln!(text, "{name}: {error}\n");
             }
             Err(error) => return Err(error),
@@ -75,41 +89,30 @@ pub(super) fn explain(flags: &Flags, names: &[&str], all: bool, count: usize) ->
     }
 }
 
-const AUTO: &str = "auto";
-
-/// The transport that the flags lead to, where messages are what they explain.
-fn transport_name(flags: &Flags) -> &'static str {
+/// Whether ranks would see each other's memory, so that `auto` has no choice to make.
+fn shares_memory(flags: &Flags) -> bool {
     match flags.transport {
-        TransportChoice::Auto | TransportChoice::Threads if flags.ranks_per_host.is_none() => "threads",
-        _ => "mpi",
+        TransportChoice::Mpi => false,
+        TransportChoice::Threads | TransportChoice::Shm => true,
+        TransportChoice::Auto => flags.ranks_per_host.is_none(),
     }
 }
 
-/// What `auto` would know here: as many ranks of this host, or of as many imagined hosts as the flags say.
+/// What is known of a cluster with so many ranks: this host's, or (with several hosts) one of its form.
 fn knowledge(flags: &Flags, size: usize) -> Result<Knowledge> {
-    let own = host_name();
-    let name = |rank: usize| match flags.ranks_per_host {
-        Some(each) => format!("host-{}", rank / usize::from(each)),
-        None => own.clone(),
+    let transport = match flags.transport {
+        TransportChoice::Threads => "threads",
+        TransportChoice::Shm => "shm",
+        TransportChoice::Mpi => "mpi",
+        TransportChoice::Auto if announced_ranks().is_none() && flags.ranks_per_host.is_none() => "threads",
+        TransportChoice::Auto => "mpi",
     };
-    let hosts: Vec<String> = (0..size).map(name).collect();
+    let hosts: Vec<String> = match flags.ranks_per_host.map(usize::from) {
+        None => vec![host_name(); size],
+        Some(per_host) => (0..size).map(|rank| format!("host{}", rank / per_host)).collect(),
+    };
     let hosts: Vec<&str> = hosts.iter().map(String::as_str).collect();
-    Knowledge::understand(&Knowledge::find(&Auto::default(), transport_name(flags), &hosts))
-}
-
-/// What `auto` would choose, and why.
-fn choice(flags: &Flags, knowledge: &Knowledge, size: usize, count: usize) -> Result<String> {
-    let operation = Operation::new(flags.op).with_order(flags.order);
-    let question = Question::new(operation, count, flags.element.size());
-    let by_messages = knowledge.decide(&question)?;
-    let bytes = size_text(count * flags.element.size());
-    let mut text = format!("auto: for {operation} of {bytes} over {size} ranks\n");
-    if transport_name(flags) == "threads" && size > 1 {
-        let shared = knowledge.decide(&question.with_native(NativeReach::Shared))?;
-        text.push_str(&format!("  where ranks share memory, {shared}\n"));
-    }
-    text.push_str(&format!("  by messages, {by_messages}\n\n"));
-    Ok(text)
+    Knowledge::look_up(&Auto::default(), transport, &hosts)
 }
 
 impl Explained {
@@ -175,20 +178,15 @@ impl Explained {
         })
     }
 
-    fn text(&self, knowledge: &Knowledge) -> Result<String> {
+    fn text(&self, predicted: &str) -> String {
         // Writing to a string cannot fail.
-        let mut text = format!("{}\n  {}\n", self.title(), self.cost());
-        let collective = collective_by_name(self.name, None)?;
-        let (count, bytes, segment) = (self.count, self.element_bytes, knowledge.segment_bytes);
-        let seconds =
-            cost::predict(&knowledge.cluster, &*collective, &self.operation, count, bytes, segment)?;
-        let _ = writeln!(text, "  predicted: {:.2} µs, from {}", seconds * 1e6, knowledge.origin);
+        let mut text = format!("{}\n  {}\n  {predicted}\n", self.title(), self.cost());
         if let Some(sums) = self.sums() {
             let _ = writeln!(text, "  {sums}");
         }
         if self.schedules.len() > MOST_RANKS {
             let _ = writeln!(text, "  (the steps of more than {MOST_RANKS} ranks are not listed)\n");
-            return Ok(text);
+            return text;
         }
         for (rank, schedule) in self.schedules.iter().enumerate() {
             let _ = writeln!(text, "  rank {rank}");
@@ -197,7 +195,7 @@ impl Explained {
             }
         }
         text.push('\n');
-        Ok(text)
+        text
     }
 }
 

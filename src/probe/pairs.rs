@@ -13,15 +13,16 @@ use std::sync::Arc;
 use std::time::Instant;
 
 /// There and back so often in one measurement of the latency.
-const ROUND_TRIPS: usize = 20;
+const ROUND_TRIPS: usize = 5;
 /// Messages one after the other, for the rate.
 const BURST: usize = 32;
 /// There and back so often in one measurement of the bandwidth.
-const LONG_ROUND_TRIPS: usize = 2;
+const LONG_ROUND_TRIPS: usize = 1;
 /// Elements (f32) of a long message: 1 MiB.
 const LONG: usize = 1 << 18;
-/// The minimum of so many repetitions counts: whatever disturbs makes it longer.
-const REPETITIONS: usize = 5;
+/// The minimum of so many short repetitions counts: whatever disturbs makes it longer, and few rounds are disturbed less
+/// often than many.
+const REPETITIONS: usize = 15;
 /// The share of all time after which pairs are guessed from others.
 const SHARE_OF_TIME: f64 = 0.4;
 
