@@ -4,7 +4,7 @@
 //! promises. Loom fails a model in which everybody sleeps, so a lost wake-up is found.
 
 mod atomics {
-    pub(super) use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+    pub(super) use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 }
 
 #[path = "../src/transport/shared/protocol.rs"]
