@@ -164,7 +164,7 @@ impl Exchange {
         for (index, group) in self.groups.iter_mut().enumerate() {
             with_group!(group, model.parameters(index), |state, values| {
                 let begun = state.replica.begin(values, weight, size, &mut state.buffer)?;
-                communicator.all_reduce_entered(&mut state.buffer, Operator::Sum)?;
+                state.sum(communicator)?;
                 state.replica.finish(begun, values, &state.buffer, &mut state.outer, install)
             })?;
         }
@@ -187,7 +187,7 @@ impl Exchange {
             };
             with_group!(&mut *group, gradient, |state, gradient| {
                 state.scale_into_buffer(gradient, weight);
-                communicator.all_reduce_entered(&mut state.buffer, Operator::Sum)?;
+                state.sum(communicator)?;
                 gradient.copy_from_slice(&state.buffer[..gradient.len()]);
                 Ok(())
             })?;
@@ -208,6 +208,18 @@ impl<T: Float> State<T> {
             outer: options.optimiser(),
             buffer: FlatBuffer::new(values.len()),
         })
+    }
+
+    /// Sums the buffer over all ranks. Statistics do not go over a narrow wire: they are few, and beside deltas so large that
+    /// blocks which hold both would lose the deltas.
+    fn sum(&mut self, communicator: &mut Communicator) -> Result<()> {
+        let trainable = self.replica.trainable();
+        if !communicator.options().wire.narrows(T::TYPE) || trainable == self.buffer.len() {
+            return communicator.all_reduce_entered(&mut self.buffer, Operator::Sum);
+        }
+        let (trained, statistics) = self.buffer.split_at_mut(trainable);
+        communicator.all_reduce_entered(trained, Operator::Sum)?;
+        communicator.all_reduce_entered_exact(statistics, Operator::Sum)
     }
 
     fn scale_into_buffer(&mut self, gradient: &[T], weight: f64) {

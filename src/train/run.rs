@@ -171,6 +171,7 @@ fn conclude(
         version: 1,
         mode: mode.into(),
         collective: config.collective.clone(),
+        wire: config.wire,
         transport: communicator.transport().name().into(),
         ranks: communicator.size(),
         hosts: communicator.topology().host_count(),

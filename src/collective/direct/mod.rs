@@ -4,24 +4,25 @@
 //! |---|---|---|
 //! | flat | short vectors: they travel in the slots, and every rank reduces all of them | 1 |
 //! | chunks | buffers that all ranks can address: chunks are claimed, reduced over all buffers, stored to all | 1, and a wait for the last chunk |
-//! | windows | private buffers: through windows that all ranks can address | 2 a window |
+//! | private | private buffers, in the forms of `private/` | 1 or 2 a window |
 //!
 //! All of them do all five kinds, every type and operator, in the canonical tree or in rank order.
 
 mod buffer;
 mod chunks;
 mod flat;
-mod windows;
+mod private;
 mod work;
 
 pub use buffer::SharedBuffer;
 
 use super::entry::{self, Agreed};
 use super::{Kind, Operation, Order};
+use crate::buffer::FlatBuffer;
 use crate::error::Result;
 use crate::reduce::Tree;
 use crate::reduce::{ElementType, Operator};
-use crate::transport::{Domain, Place, Publication, Wait};
+use crate::transport::{Domain, Place, Publication, Wait, Whereabouts};
 
 /// One call: `count` elements are read at `input` and written at `output`, which are the same or do not overlap.
 #[derive(Clone, Copy)]
@@ -45,13 +46,16 @@ impl Call {
 }
 
 /// Room for pointers to every rank's buffers, kept by the communicator.
-#[derive(Default)]
 pub(super) struct Room {
     sources: Vec<*const u8>,
     targets: Vec<*mut u8>,
     /// The same at the range in work.
     sources_here: Vec<*const u8>,
     targets_here: Vec<*mut u8>,
+    /// Where every rank has the buffer that is read and the one that is written, if some are private.
+    whereabouts: Vec<[Whereabouts; 2]>,
+    /// Copies of private memory of others, made at first need.
+    scratch: FlatBuffer<i64>,
 }
 
 // SAFETY: the pointers are only used inside a call, on the thread that makes it.
@@ -66,6 +70,8 @@ impl Room {
             targets: Vec::with_capacity(ranks),
             sources_here: Vec::with_capacity(ranks),
             targets_here: Vec::with_capacity(ranks),
+            whereabouts: Vec::with_capacity(ranks),
+            scratch: FlatBuffer::new(0),
         }
     }
 }
@@ -93,12 +99,13 @@ pub(super) unsafe fn run(
         // SAFETY: the caller's promise.
         unsafe { flat::hand_over(&session, domain, call) };
     }
+    let nowhere = |start| if is_short { Place::NOWHERE } else { Place::private(start) };
     let said = Publication {
         hash: agreed.hash(),
         header: agreed.bytes(),
         figures: &[],
-        source: source.unwrap_or(Place::NOWHERE),
-        target: target.unwrap_or(Place::NOWHERE),
+        source: source.unwrap_or_else(|| nowhere(call.input)),
+        target: target.unwrap_or_else(|| nowhere(call.output)),
         is_private: !is_short && (source.is_none() || target.is_none()),
     };
     let round = session.arrive(&said, wait)?;
@@ -111,7 +118,7 @@ pub(super) unsafe fn run(
             flat::take(&session, &round, domain, call, room);
             Ok(())
         } else if round.any_private() {
-            windows::run(&mut session, domain, call, room, wait)
+            private::run(&mut session, &round, domain, call, room, wait)
         } else {
             chunks::run(&mut session, &round, domain, call, room, wait)
         }

@@ -61,7 +61,7 @@ impl Call {
     /// # Safety
     /// As [`work`](Self::work).
     unsafe fn reduce(&self, room: &mut Room, only: Option<usize>, range: Range<usize>, store: Store) {
-        let Room { sources, targets, sources_here, targets_here } = room;
+        let Room { sources, targets, sources_here, targets_here, .. } = room;
         sources_here.clear();
         sources_here.extend(sources.iter().map(|source| source.wrapping_add(range.start)));
         targets_here.clear();

@@ -97,6 +97,11 @@ pub(crate) struct Place {
 impl Place {
     /// Memory that nobody else can address, or none at all.
     pub(crate) const NOWHERE: Place = Place { offset: 0, buffer: u32::MAX };
+
+    /// Private memory: its address in the process that owns it.
+    pub(crate) fn private(address: *const u8) -> Place {
+        Place { offset: address.expose_provenance() as u64, ..Self::NOWHERE }
+    }
 }
 
 /// One rank's words of one operation.

@@ -11,11 +11,13 @@
 //! | `memory.rs` | files and mappings |
 //! | `segment.rs` | how processes come to share a domain |
 //! | `buffers.rs` | registered buffers, a rank's own and those of others |
+//! | `foreign.rs` | reading private memory of other processes |
 //! | `session.rs` | one operation, from arriving to leaving |
 //! | `waiting.rs` | spin, yield, sleep; deadlines and dead peers |
 
 mod atomics;
 mod buffers;
+mod foreign;
 mod layout;
 mod memory;
 mod protocol;
@@ -26,7 +28,7 @@ mod waiting;
 pub(crate) use buffers::Region;
 pub(crate) use layout::{INLINE_BYTES, Place, WINDOW_BYTES};
 pub(crate) use segment::{Opened, Segment};
-pub(crate) use session::{Publication, Round, Session, Taken};
+pub(crate) use session::{Publication, Round, Session, Taken, Whereabouts};
 
 use super::{Peer, Rank, Wait};
 use crate::error::{Error, Result};
@@ -65,6 +67,8 @@ struct Local {
     /// The number of the last operation.
     operation: u64,
     seen: SeenBuffers,
+    /// Whether all ranks can read each other's private memory, once it was tried.
+    can_read_peers: Option<bool>,
     failure: Option<Error>,
 }
 
@@ -79,11 +83,39 @@ impl Domain {
             .collect()
     }
 
+    /// Ranks that are threads of this process and treat each other as processes: windows, no common pointers.
+    #[cfg(test)]
+    pub(crate) fn of_pretended_processes(size: usize) -> Vec<Domain> {
+        Self::pretended((0..size).map(Peer::this_process).collect())
+    }
+
+    /// The same, where `rank` is said to be another process.
+    #[cfg(test)]
+    pub(crate) fn of_pretended_processes_with_pid(size: usize, rank: Rank, pid: u32) -> Vec<Domain> {
+        let mut peers: Vec<Peer> = (0..size).map(Peer::this_process).collect();
+        peers[rank].pid = pid;
+        Self::pretended(peers)
+    }
+
+    #[cfg(test)]
+    fn pretended(peers: Vec<Peer>) -> Vec<Domain> {
+        let layout = Layout::new(peers.len(), true);
+        let control = Arc::new(Control::heap(layout.bytes));
+        (0..peers.len())
+            .map(|rank| Domain::new(control.clone(), layout, Scope::Processes, rank, peers.clone()))
+            .collect()
+    }
+
     /// `control` is zeroed memory of the layout's size, or already in use by other ranks.
     fn new(control: Arc<Control>, layout: Layout, scope: Scope, rank: Rank, peers: Vec<Peer>) -> Domain {
         assert!(peers.len() <= protocol::MOST_RANKS, "{} ranks are too many to share memory", peers.len());
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let local = Local { operation: 0, seen: buffers::none_seen(peers.len()), failure: None };
+        let local = Local {
+            operation: 0,
+            seen: buffers::none_seen(peers.len()),
+            can_read_peers: None,
+            failure: None,
+        };
         let domain = Domain {
             control,
             layout,

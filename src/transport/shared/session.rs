@@ -39,6 +39,15 @@ impl Round {
     }
 }
 
+/// Where the memory of a rank is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Whereabouts {
+    /// This rank can address it.
+    Here(*mut u8),
+    /// Private, at this address of the other process.
+    There(u64),
+}
+
 /// The answer to a claim of a chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Taken {
@@ -50,8 +59,8 @@ pub(crate) enum Taken {
 
 /// The calls of one rank, one at a time.
 pub(crate) struct Session<'a> {
-    domain: &'a Domain,
-    local: MutexGuard<'a, Local>,
+    pub(super) domain: &'a Domain,
+    pub(super) local: MutexGuard<'a, Local>,
 }
 
 fn fold(hash: u64) -> u32 {
@@ -180,6 +189,27 @@ impl<'a> Session<'a> {
         self.resolve(rank, Place { offset: head.target, buffer: head.buffers[1] })
     }
 
+    /// Where `rank` has the buffer that is read and the one that is written. To be called before this session's next
+    /// operation.
+    ///
+    /// # Errors
+    /// As [`source`](Self::source).
+    pub(crate) fn whereabouts(
+        &mut self,
+        round: &Round,
+        rank: Rank,
+        wait: &Wait<'_>,
+    ) -> Result<[Whereabouts; 2]> {
+        let SlotHead { source, target, buffers, .. } = self.agreed_head(round, rank, wait)?;
+        let mut find = |offset: u64, buffer: u32| {
+            if buffer == Place::NOWHERE.buffer {
+                return Ok(Whereabouts::There(offset));
+            }
+            self.resolve(rank, Place { offset, buffer }).map(Whereabouts::Here)
+        };
+        Ok([find(source, buffers[0])?, find(target, buffers[1])?])
+    }
+
     fn agreed_head(&self, round: &Round, rank: Rank, wait: &Wait<'_>) -> Result<SlotHead> {
         let head = self.head(round, rank);
         if head.hash == round.hash {
@@ -258,6 +288,11 @@ impl<'a> Session<'a> {
     /// to this rank's buffers where it can see it, and every later operation fails with the same error.
     pub(crate) fn give_up(&mut self, round: &Round, total: usize, error: Error) -> Error {
         self.fail(round.operation, total as u64, error)
+    }
+
+    /// Gives up the present operation, of which no chunks can be claimed.
+    pub(crate) fn fail_here(&mut self, error: Error) -> Error {
+        self.fail(self.local.operation, 0, error)
     }
 
     fn fail(&mut self, operation: u64, total: u64, error: Error) -> Error {

@@ -1,7 +1,7 @@
 //! Private buffers of processes: piece by piece through windows that all ranks can address. Copy in, meet, reduce what was
 //! claimed, copy out. The windows alternate, so that a rank may fill the next one while others still read this one.
 
-use super::{Call, Room, chunks};
+use super::super::{Call, Room, chunks};
 use crate::collective::Kind;
 use crate::error::Result;
 use crate::reduce::Store;
@@ -84,8 +84,10 @@ unsafe fn one(
             // The sum goes to rank 0's window alone, from where all take it.
             room.targets.clear();
             room.targets.push(domain.window(0, number));
-            let sum =
-                Call { operation: super::Operation { kind: Kind::AllReduce, ..call.operation }, ..*call };
+            let sum = Call {
+                operation: crate::collective::Operation { kind: Kind::AllReduce, ..call.operation },
+                ..*call
+            };
             let chunk = chunks::chunk_bytes(window.len(), ranks.min(domain.cores()));
             let total = window.len().div_ceil(chunk);
             loop {
