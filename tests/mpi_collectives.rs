@@ -51,12 +51,16 @@ fn hashes(records: &[Value]) -> Vec<(String, u64, String)> {
 /// Everything right on `ranks` processes, and the same bits as on as many threads.
 fn check(ranks: usize, arguments: &str) {
     let arguments = &format!("{QUICK} {arguments}");
-    let by_mpi = records(&on_mpi(ranks, arguments).expect(0));
-    assert!(!by_mpi.is_empty());
-    for record in &by_mpi {
-        assert_eq!((&record["wrong"], &record["transport"]), (&0.into(), &"mpi".into()), "{record}");
-        assert_eq!(record["ranks"], ranks, "{record}");
-    }
+    let by = |transport: &str| {
+        let records = records(&on_mpi(ranks, &format!("{arguments} --transport {transport}")).expect(0));
+        assert!(!records.is_empty());
+        for record in &records {
+            assert_eq!((&record["wrong"], &record["transport"]), (&0.into(), &transport.into()), "{record}");
+            assert_eq!(record["ranks"], ranks, "{record}");
+        }
+        records
+    };
+    let (by_mpi, by_shm) = (by("mpi"), by("shm"));
     let by_threads = records(&on_threads(ranks, arguments).expect(0));
     let schedules = |records: &[Value]| {
         let mut hashes = hashes(records);
@@ -65,6 +69,8 @@ fn check(ranks: usize, arguments: &str) {
         hashes
     };
     assert_eq!(schedules(&by_mpi), schedules(&by_threads));
+    // Ranks that share memory do the same as threads, whoever has started them.
+    assert_eq!(hashes(&by_shm), hashes(&by_threads));
 }
 
 fn check_operations(ranks: usize) {
