@@ -14,6 +14,9 @@ use std::time::{Duration, Instant};
 /// Looks without giving up the core; more only takes it from the rank that is waited for.
 const SPINS: u32 = 32;
 
+/// How long ranks that have a core each yield before they sleep.
+const YIELDS_ALONE: Duration = Duration::from_micros(100);
+
 /// A sleeper looks around at least this often, for a peer that left without a word.
 const LONGEST_SLEEP: Duration = Duration::from_millis(50);
 
@@ -66,11 +69,17 @@ impl Domain {
             }
             std::hint::spin_loop();
         }
-        for _ in 0..2 * self.size() {
+        let begun = Instant::now();
+        // After about 2n yields every rank that could run has run. With a core for each, yields cost little, and waking a
+        // core that has gone to sleep costs tens of microseconds.
+        let most = if self.size() <= self.cores { YIELDS_ALONE } else { Duration::ZERO };
+        let mut yields = 0;
+        while yields < 2 * self.size() || begun.elapsed() < most {
             std::thread::yield_now();
             if is_ready() {
                 return Ok(());
             }
+            yields += 1;
         }
         let mut looked_for_the_dead = Instant::now();
         loop {
