@@ -32,8 +32,10 @@ const SHORTEST_PULL: usize = 256 * 1024;
 /// The form for an operation, the same on all ranks. `reading_pays` says whether ranks that have a core each should read
 /// each other's memory; it is only asked where that may be.
 ///
-/// Medians on two cores, f32 sum, other programs running, in ms for 64 MiB: 2 ranks `tree` 23, `windows` 37, `pull` 58;
-/// 4 ranks 57, 68, 121; 8 ranks 147, 175, 345. There the kernel reads memory at a third of the speed of a copy.
+/// Two cores, f32 sum of 64 MiB, while other programs were running, fastest repetition in ms: 2 ranks `tree` 20, `windows` 18,
+/// `pull` 55; 4 ranks 79, 51, 117; 8 ranks 122, 136, 343. There the kernel reads memory at a third of the speed of a copy.
+/// 64 KiB in µs, 4 ranks: 17, 37, 56. Between `tree` and `windows` the noise of long vectors was larger than the
+/// difference; short ones are what `tree` is for.
 fn choose(
     call: &Call,
     ranks: usize,
