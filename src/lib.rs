@@ -14,12 +14,15 @@
 
 pub mod bench;
 pub mod buffer;
+pub mod cluster;
 pub mod collective;
 pub mod data;
 mod error;
 mod files;
+pub mod info;
 pub mod learner;
 pub mod policy;
+pub mod probe;
 pub mod reduce;
 pub mod runtime;
 #[cfg(feature = "torch")]

@@ -4,7 +4,7 @@
 mod ranks;
 
 use esync::collective::{COLLECTIVE_NAMES, CommunicatorOptions};
-use esync::reduce::Operator;
+use esync::reduce::{Operator, WireFormat};
 use ranks::{on_ranks, options};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -58,7 +58,11 @@ fn the_counter_counts() {
 
 /// Requests of each rank during 100 all-reduces after a warm-up of ten.
 fn check(collective: &str, n: usize, segment_bytes: usize) {
-    let options = CommunicatorOptions { segment_bytes, ..options(collective) };
+    check_wire(collective, n, segment_bytes, WireFormat::F32);
+}
+
+fn check_wire(collective: &str, n: usize, segment_bytes: usize, wire: WireFormat) {
+    let options = CommunicatorOptions { segment_bytes, wire, ..options(collective) };
     let requests = on_ranks(n, &options, |communicator| {
         let mut vector = vec![0f32; 1000];
         let mut before = 0;
@@ -74,7 +78,7 @@ fn check(collective: &str, n: usize, segment_bytes: usize) {
         }
         Ok(REQUESTS.get() - before)
     });
-    assert_eq!(requests, vec![0; n], "{collective}, {n} ranks, segments of {segment_bytes}");
+    assert_eq!(requests, vec![0; n], "{collective}, wire {wire}, {n} ranks, segments of {segment_bytes}");
 }
 
 #[test]
@@ -83,6 +87,16 @@ fn a_hundred_all_reduces_allocate_nothing() {
         for n in [2, 5, 8] {
             check(collective, n, 256 * 1024);
             check(collective, n, 256);
+        }
+    }
+}
+
+#[test]
+fn narrow_wires_allocate_nothing_either() {
+    for wire in [WireFormat::F16, WireFormat::Bf16, WireFormat::Int8] {
+        for n in [2, 5, 8] {
+            check_wire("ring", n, 256 * 1024, wire);
+            check_wire("ring", n, 256, wire);
         }
     }
 }

@@ -180,6 +180,21 @@ fn recursive_doubling_is_exact() {
 }
 
 #[test]
+fn circulant_is_exact() {
+    check_exact("circulant");
+}
+
+#[test]
+fn double_tree_is_exact() {
+    check_exact("double-tree");
+}
+
+#[test]
+fn hierarchical_is_exact() {
+    check_exact("hierarchical");
+}
+
+#[test]
 fn native_is_exact() {
     check_exact("native");
 }
@@ -249,7 +264,7 @@ fn check_bits<T: Number>(n: usize, options: &CommunicatorOptions, len: usize) {
     same(|| what("a second run"), &run()[0], |index| results[0][index]);
 
     // By itself, an algorithm that can evaluate the canonical tree does.
-    let takes_canonical = collective != "ring";
+    let takes_canonical = !matches!(collective, "ring" | "circulant" | "double-tree");
     for (number, &found) in results[0].iter().enumerate() {
         let (operator, index) = (Operator::ALL[number / len], number % len);
         let values: Vec<T> = (0..n).map(|rank| awkward(rank, index)).collect();
@@ -326,6 +341,21 @@ fn bits_of_recursive_doubling() {
 }
 
 #[test]
+fn bits_of_circulant() {
+    check_all_bits("circulant");
+}
+
+#[test]
+fn bits_of_double_tree() {
+    check_all_bits("double-tree");
+}
+
+#[test]
+fn bits_of_hierarchical() {
+    check_all_bits("hierarchical");
+}
+
+#[test]
 fn bits_of_native() {
     check_all_bits("native");
 }
@@ -345,7 +375,7 @@ fn orders_are_accepted_and_refused_as_documented() {
     };
     for collective in COLLECTIVE_NAMES {
         let expected = match *collective {
-            "ring" => vec![Order::Auto, Order::Fastest],
+            "ring" | "circulant" | "double-tree" => vec![Order::Auto, Order::Fastest],
             // Threads share memory, so `native` is not another library's.
             "parameter-server" | "native" => ORDERS.to_vec(),
             _ => vec![Order::Auto, Order::Canonical, Order::Fastest],
@@ -395,32 +425,5 @@ proptest! {
             }
             Ok(())
         });
-    }
-
-    #[test]
-    fn the_canonical_tree_knows_no_algorithm_split_or_segment(
-        n in RANKS,
-        cuts in proptest::collection::vec(0usize..200, 0..5),
-        segment_words in 1usize..40,
-    ) {
-        let mut cuts = cuts;
-        cuts.extend([0, 200]);
-        cuts.sort_unstable();
-        let vector = |rank| (0..200).map(|index| awkward::<f32>(rank, index)).collect::<Vec<_>>();
-        let columns = |index| (0..n).map(|rank| awkward::<f32>(rank, index)).collect::<Vec<_>>();
-        for collective in ["butterfly", "binary-blocks", "parameter-server", "recursive-doubling"] {
-            let options =
-                CommunicatorOptions { segment_bytes: 8 * segment_words, ..ordered(collective, Order::Canonical) };
-            let results = on_ranks(n, &options, |communicator| {
-                let mut vector = vector(communicator.rank());
-                for cut in cuts.windows(2) {
-                    communicator.all_reduce(&mut vector[cut[0]..cut[1]], Operator::Sum)?;
-                }
-                Ok(vector)
-            });
-            for result in results {
-                same(|| format!("{collective}, cuts {cuts:?}"), &result, |i| canonical(&columns(i), Operator::Sum));
-            }
-        }
     }
 }

@@ -19,7 +19,8 @@ fn have_mpi() -> bool {
 }
 
 /// Quick, and with sizes that leave remainders: 0, 12, 108, … bytes; the last is cut into segments.
-const QUICK: &str = "-b 0 -e 700K -f 9 -n 3 -w 1 --format json --timeout 30s";
+const QUICK: &str =
+    "-b 0 -e 700K -f 9 -n 3 -w 1 --format json --timeout 30s --ceiling off --repeat-contaminated 0";
 
 fn with(mut command: Command, arguments: &str) -> Command {
     command.args(arguments.split_whitespace());
@@ -50,12 +51,16 @@ fn hashes(records: &[Value]) -> Vec<(String, u64, String)> {
 /// Everything right on `ranks` processes, and the same bits as on as many threads.
 fn check(ranks: usize, arguments: &str) {
     let arguments = &format!("{QUICK} {arguments}");
-    let by_mpi = records(&on_mpi(ranks, arguments).expect(0));
-    assert!(!by_mpi.is_empty());
-    for record in &by_mpi {
-        assert_eq!((&record["wrong"], &record["transport"]), (&0.into(), &"mpi".into()), "{record}");
-        assert_eq!(record["ranks"], ranks, "{record}");
-    }
+    let by = |transport: &str| {
+        let records = records(&on_mpi(ranks, &format!("{arguments} --transport {transport}")).expect(0));
+        assert!(!records.is_empty());
+        for record in &records {
+            assert_eq!((&record["wrong"], &record["transport"]), (&0.into(), &transport.into()), "{record}");
+            assert_eq!(record["ranks"], ranks, "{record}");
+        }
+        records
+    };
+    let (by_mpi, by_shm) = (by("mpi"), by("shm"));
     let by_threads = records(&on_threads(ranks, arguments).expect(0));
     let schedules = |records: &[Value]| {
         let mut hashes = hashes(records);
@@ -64,6 +69,8 @@ fn check(ranks: usize, arguments: &str) {
         hashes
     };
     assert_eq!(schedules(&by_mpi), schedules(&by_threads));
+    // Ranks that share memory do the same as threads, whoever has started them.
+    assert_eq!(hashes(&by_shm), hashes(&by_threads));
 }
 
 fn check_operations(ranks: usize) {
@@ -106,6 +113,32 @@ fn other_types_and_operators() {
     }
 }
 
+#[test]
+fn narrow_wires() {
+    if have_mpi() {
+        for wire in ["f16", "bf16", "int8"] {
+            check(3, &format!("--wire {wire}"));
+        }
+        check(7, "--wire int8 -o average --order rank");
+        check(2, "--wire int8 --op broadcast");
+    }
+}
+
+#[test]
+fn what_a_narrow_wire_cannot_carry_is_said() {
+    let said = |arguments: &str, text: &str| {
+        let finished = on_threads(2, &format!("{QUICK} {arguments}")).expect(2);
+        assert!(finished.stderr.contains(text), "{}", finished.stderr);
+    };
+    said("--wire int9", "choose one of `f32`, `f16`, `bf16`, `int8`");
+    said("--wire int8 --collective ring", "leave out --collective");
+    said("--wire int8 -d f64", "narrows vectors of f32");
+    said("--wire int8 -o max", "meant for sum and average, not for max");
+    said("--wire int8 --op reduce-scatter", "narrows all-reduce only");
+    let record = &records(&on_threads(2, "-b 4K -e 4K -n 1 --format json --wire int8").expect(0))[0];
+    assert_eq!((&record["collective"], &record["wire"]), (&"two-shot".into(), &"int8".into()));
+}
+
 /// All collectives that accept the order have the same bits, on threads and between processes.
 #[track_caller]
 fn check_one_order(ranks: usize, order: &str, collectives: usize) {
@@ -126,8 +159,8 @@ fn check_one_order(ranks: usize, order: &str, collectives: usize) {
 
 #[test]
 fn the_canonical_tree_has_the_same_bits_everywhere() {
-    check_one_order(3, "canonical", 4);
-    check_one_order(7, "canonical", 4);
+    check_one_order(3, "canonical", 5);
+    check_one_order(7, "canonical", 5);
 }
 
 #[test]
@@ -263,7 +296,7 @@ fn refusals_are_notes_unless_asked_for() {
         "{finished:?}"
     );
     let names: Vec<String> = hashes(&records(&finished)).into_iter().map(|(name, ..)| name).collect();
-    assert_eq!(names, ["ring", "parameter-server", "recursive-doubling"]);
+    assert_eq!(names, ["ring", "parameter-server", "recursive-doubling", "double-tree", "hierarchical"]);
 }
 
 #[test]
@@ -287,7 +320,10 @@ fn a_transport_that_is_not_there_is_an_environment_error() {
 fn an_output_file_holds_what_standard_output_would() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("results.csv");
-    let arguments = format!("-e 4K -n 2 --collective ring --format csv --output {}", path.display());
+    let arguments = format!(
+        "-e 4K -n 2 --collective ring --placement in --buffers private --format csv --output {}",
+        path.display()
+    );
     let finished = on_threads(2, &arguments).expect(0);
     assert_eq!(finished.stdout, "");
     let text = std::fs::read_to_string(&path).expect("results");

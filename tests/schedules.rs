@@ -1,69 +1,17 @@
 //! Every algorithm's schedules are proven for 1 to 64 ranks and awkward lengths, and their costs are those of the
 //! literature.
 
+#[path = "common/proofs.rs"]
+mod proofs;
+
 use esync::Result;
-use esync::collective::verify::{Flaw, Proof, canonical_tree, rank_order_tree, verify, verify_schedules};
+use esync::collective::verify::{Flaw, Proof, canonical_tree, rank_order_tree, verify_schedules};
 use esync::collective::{
-    BinaryBlocks, Butterfly, Collective, Kind, Operation, Order, ParameterServer, RecursiveDoubling, Ring,
-    Schedule, Slice, Stage, Step, Topology, collective_by_name, part,
+    BinaryBlocks, Butterfly, Circulant, Collective, DoubleTree, Hierarchical, Kind, Operation, Order,
+    ParameterServer, RecursiveDoubling, Ring, Schedule, Slice, Stage, Step, Topology, collective_by_name,
+    part,
 };
-use std::collections::HashSet;
-
-const ORDERS: [Order; 4] = [Order::Auto, Order::Canonical, Order::Rank, Order::Fastest];
-
-/// 0, 1, around the number of ranks, a prime, and a large length.
-fn lengths(n: usize) -> Vec<usize> {
-    vec![0, 1, n - 1, n, n + 1, 1009, 1_000_000]
-}
-
-/// Every operation that differs for some algorithm: three roots where there is one.
-fn operations(n: usize) -> Vec<Operation> {
-    let mut operations = Vec::new();
-    for kind in Kind::ALL {
-        let orders = if kind.reduces() { &ORDERS[..] } else { &ORDERS[..1] };
-        let rooted = matches!(kind, Kind::Broadcast | Kind::Reduce);
-        let roots = if rooted { HashSet::from([0, n / 2, n - 1]) } else { HashSet::from([0]) };
-        for order in orders {
-            operations
-                .extend(roots.iter().map(|root| Operation::new(kind).with_order(*order).with_root(*root)));
-        }
-    }
-    operations
-}
-
-fn prove(collective: &dyn Collective, operation: Operation, n: usize, len: usize) -> Proof {
-    verify(collective, &operation, &Topology::flat(n), len).unwrap_or_else(|flaw| {
-        panic!("{}, {operation}, {n} ranks, {len} elements: {flaw}", collective.name());
-    })
-}
-
-fn all_reduce() -> Operation {
-    Operation::new(Kind::AllReduce)
-}
-
-/// Proves everything that the algorithm accepts; `accepts` says what that must be, `check` looks at each proof.
-fn prove_all(
-    collective: &dyn Collective,
-    accepts: impl Fn(Operation, usize) -> bool,
-    check: impl Fn(Operation, usize, &Proof),
-) {
-    for n in 1..=64 {
-        for operation in operations(n) {
-            for len in lengths(n) {
-                if accepts(operation, n) {
-                    check(operation, n, &prove(collective, operation, n, len));
-                    continue;
-                }
-                match verify(collective, &operation, &Topology::flat(n), len) {
-                    Err(Flaw::Refused(error)) => {
-                        assert!(error.to_string().contains(collective.name()), "{error}")
-                    }
-                    other => panic!("{operation} over {n} ranks should be refused: {other:?}"),
-                }
-            }
-        }
-    }
-}
+use proofs::{all_reduce, operations, prove, prove_all};
 
 fn check_canonical(operation: Operation, n: usize, proof: &Proof) {
     let keeps_tree = operation.order != Order::Fastest || n.is_power_of_two();
@@ -75,8 +23,7 @@ fn check_canonical(operation: Operation, n: usize, proof: &Proof) {
 
 #[test]
 fn ring_is_proven() {
-    let own_order = |operation: Operation| matches!(operation.order, Order::Auto | Order::Fastest);
-    prove_all(&Ring, |operation, _| !operation.kind.reduces() || own_order(operation), |_, _, _| {});
+    prove_all(&Ring, |operation, _| has_no_given_order(operation), |_, _, _| {});
 }
 
 #[test]
@@ -116,6 +63,30 @@ fn recursive_doubling_is_proven() {
         &RecursiveDoubling,
         |operation, _| operation.kind != Kind::ReduceScatter && operation.order != Order::Rank,
         check_canonical,
+    );
+}
+
+fn has_no_given_order(operation: Operation) -> bool {
+    !operation.kind.reduces() || matches!(operation.order, Order::Auto | Order::Fastest)
+}
+
+#[test]
+fn circulant_is_proven() {
+    prove_all(
+        &Circulant,
+        |operation, _| {
+            has_no_given_order(operation) && !matches!(operation.kind, Kind::Broadcast | Kind::Reduce)
+        },
+        |_, _, _| {},
+    );
+}
+
+#[test]
+fn hierarchical_on_one_host_is_proven() {
+    prove_all(
+        &Hierarchical::default(),
+        |operation, _| operation.order != Order::Rank,
+        |operation, _, proof| assert!(!operation.kind.reduces() || proof.is_canonical(), "{proof}"),
     );
 }
 
@@ -168,7 +139,16 @@ fn wrong_numbers_of_servers_and_roots_are_refused_with_the_range() {
 /// A refusal names the algorithm, the operation, and one that does it.
 #[test]
 fn refusals_name_what_to_use_instead() -> Result<()> {
-    for name in ["ring", "butterfly", "binary-blocks", "recursive-doubling"] {
+    let names = [
+        "ring",
+        "butterfly",
+        "binary-blocks",
+        "recursive-doubling",
+        "circulant",
+        "double-tree",
+        "hierarchical",
+    ];
+    for name in names {
         let collective = collective_by_name(name, None)?;
         let mut refused = 0;
         for operation in operations(6) {
@@ -337,6 +317,25 @@ fn recursive_doubling_costs_what_the_literature_says() {
 }
 
 #[test]
+fn circulant_costs_what_the_literature_says() {
+    for n in 1..=64_usize {
+        let ceiling = n.next_power_of_two().ilog2() as usize;
+        let len = 3 * n;
+        let proof = prove(&Circulant, all_reduce(), n, len);
+        assert_eq!(proof.rounds(), 2 * ceiling);
+        for rank in proof.ranks() {
+            assert_eq!((rank.sent, rank.received, rank.reduced), (6 * (n - 1), 6 * (n - 1), 3 * (n - 1)));
+            assert_eq!(rank.stages, 2 * ceiling);
+            assert!(rank.scratch <= len / 2 && rank.messages <= 4 * ceiling, "at most two ranges a message");
+        }
+        for kind in [Kind::ReduceScatter, Kind::AllGather] {
+            let proof = prove(&Circulant, Operation::new(kind), n, len);
+            assert_eq!((proof.rounds(), proof.most_sent()), (ceiling, 3 * (n - 1)));
+        }
+    }
+}
+
+#[test]
 fn parameter_server_costs_what_the_literature_says() {
     for n in 2..=64 {
         let proof = prove(&ParameterServer::default(), all_reduce(), n, 3 * n);
@@ -382,9 +381,17 @@ fn pushes_and_pulls_are_staggered() -> Result<()> {
 #[test]
 fn no_step_of_any_algorithm_can_be_left_out() {
     let (n, len) = (6, 13);
-    for collective in
-        [&Ring as &dyn Collective, &Butterfly, &BinaryBlocks, &RecursiveDoubling, &ParameterServer::default()]
-    {
+    let collectives: [&dyn Collective; 8] = [
+        &Ring,
+        &Butterfly,
+        &BinaryBlocks,
+        &RecursiveDoubling,
+        &ParameterServer::default(),
+        &Circulant,
+        &DoubleTree,
+        &Hierarchical::default(),
+    ];
+    for collective in collectives {
         for n in [n, 4] {
             for operation in operations(n) {
                 if collective.schedule(&operation, &Topology::flat(n), 0, len).is_err() {

@@ -10,12 +10,15 @@ use std::fs;
 use std::io::Write;
 
 /// The collectives, each with the orders that it accepts.
-const COLLECTIVES: [(&str, &[&str]); 6] = [
+const COLLECTIVES: [(&str, &[&str]); 9] = [
     ("ring", &["auto", "fastest"]),
     ("butterfly", &["auto", "canonical", "fastest"]),
     ("binary-blocks", &["auto", "canonical", "fastest"]),
     ("parameter-server", &["auto", "canonical", "rank", "fastest"]),
     ("recursive-doubling", &["auto", "canonical", "fastest"]),
+    ("circulant", &["auto", "fastest"]),
+    ("double-tree", &["auto", "fastest"]),
+    ("hierarchical", &["auto", "canonical", "fastest"]),
     ("native", &["auto", "canonical", "rank", "fastest"]),
 ];
 
@@ -40,6 +43,28 @@ fn four_workers_train_with_every_collective_and_mode() {
             let accuracy = summary["final_accuracy"].as_f64().unwrap();
             assert!(accuracy > 0.85, "{mode}, {collective}: {accuracy}");
         }
+    }
+}
+
+#[test]
+fn narrow_wires_train_as_well_and_send_less() {
+    let summary = |network: &str, mode: &str, wire: &str| {
+        let flags = "--collective parameter-server --epochs 10";
+        let folder = train(Threads(4), &format!("--network {network} --mode {mode} --wire {wire} {flags}"));
+        check_results(&folder, 4, mode);
+        folder.summary()
+    };
+    for (network, wire, share) in [("mlp", "bf16", 0.51), ("mlp-bn", "int8", 0.3)] {
+        let summaries = ["sync", "esync"].map(|mode| summary(network, mode, wire));
+        for summary in &summaries {
+            let accuracy = summary["final_accuracy"].as_f64().unwrap();
+            assert_eq!(summary["wire"], wire);
+            assert!(accuracy >= 0.9, "{network}, {wire}: {accuracy}");
+        }
+        // Statistics are not narrowed.
+        let bytes_sent = |summary: &serde_json::Value| summary["bytes_sent"].as_f64().unwrap();
+        let (wide, narrow) = (bytes_sent(&summary(network, "sync", "f32")), bytes_sent(&summaries[0]));
+        assert!(narrow < share * wide, "{network}, {wire}: {narrow} of {wide} bytes");
     }
 }
 
@@ -297,9 +322,9 @@ fn results_are_never_overwritten_nor_put_where_they_cannot_be() {
 
 #[test]
 fn a_loss_that_is_no_number_ends_the_run() {
-    for mode in ["sync", "esync"] {
+    for flags in ["--mode sync", "--mode esync", "--mode esync --wire int8", "--mode sync --wire f16"] {
         let folder = Folder::new();
-        let outcome = folder.run(Threads(4), &format!("--mode {mode} --learning-rate 1e30"));
+        let outcome = folder.run(Threads(4), &format!("{flags} --learning-rate 1e30"));
         outcome.assert_failed(7, &["diverged", "rank", "local step", "learning rate"]);
         assert!(!folder.path("out/summary.json").exists());
     }

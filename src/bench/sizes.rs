@@ -47,28 +47,54 @@ impl fmt::Display for ByteSize {
     }
 }
 
-/// The element counts of a sweep: from `first` to `last` bytes, each size `factor` times the one before, rounded down to
-/// whole elements.
+/// How a size follows from the one before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// So many times as large.
+    Factor(usize),
+    /// So many bytes more.
+    Bytes(usize),
+}
+
+/// The element counts of a sweep: from `first` to `last` bytes, rounded down to whole elements.
 ///
 /// # Errors
 /// `Usage` if the sweep would be empty or endless.
 ///
 /// ```
-/// use esync::bench::{ByteSize, sweep_of};
-/// assert_eq!(sweep_of(ByteSize(8), ByteSize(64), 2, 4)?, [2, 4, 8, 16]);
+/// use esync::bench::{ByteSize, Step, sweep_of};
+/// assert_eq!(sweep_of(ByteSize(8), ByteSize(64), Step::Factor(2), 4)?, [2, 4, 8, 16]);
+/// assert_eq!(sweep_of(ByteSize(8), ByteSize(64), Step::Bytes(20), 4)?, [2, 7, 12]);
 /// # Ok::<(), esync::Error>(())
 /// ```
-pub fn sweep_of(first: ByteSize, last: ByteSize, factor: usize, element_size: usize) -> Result<Vec<usize>> {
+pub fn sweep_of(first: ByteSize, last: ByteSize, step: Step, element_size: usize) -> Result<Vec<usize>> {
     if first > last {
         return Err(Error::Usage(format!("the smallest size, {first}, is above the largest, {last}")));
     }
-    if factor < 2 && first != last {
-        return Err(Error::Usage(format!("a step factor of {factor} would never end; it is 2 or more")));
+    let (never_ends, what) = match step {
+        Step::Factor(factor) => {
+            (factor < 2, format!("a step factor of {factor} would never end; it is 2 or more"))
+        }
+        Step::Bytes(bytes) => (
+            bytes < element_size,
+            format!("a step of {bytes} bytes is less than an element of {element_size}"),
+        ),
+    };
+    if first == last {
+        return Ok(vec![first.0 / element_size]);
+    }
+    if never_ends {
+        return Err(Error::Usage(what));
     }
     let mut counts = vec![first.0 / element_size];
-    let mut bytes = first.0.max(element_size);
-    while let Some(next) = bytes.checked_mul(factor).filter(|&next| next <= last.0 && factor > 1) {
-        bytes = next;
+    let mut bytes = first.0;
+    let next = |bytes: usize| match step {
+        // Nothing times anything is nothing, so the size after 0 is a factor times one element.
+        Step::Factor(factor) => bytes.max(element_size).checked_mul(factor),
+        Step::Bytes(more) => bytes.checked_add(more),
+    };
+    while let Some(larger) = next(bytes).filter(|&larger| larger <= last.0) {
+        bytes = larger;
         counts.push(bytes / element_size);
     }
     counts.dedup();
@@ -101,12 +127,15 @@ mod tests {
 
     #[test]
     fn a_sweep_holds_both_ends() {
-        let sweep = |first, last, factor| sweep_of(ByteSize(first), ByteSize(last), factor, 4).ok();
-        assert_eq!(sweep(1024, 1024, 2), Some(vec![256]));
-        assert_eq!(sweep(1024, 1024, 1), Some(vec![256]));
-        assert_eq!(sweep(1024, 16384, 4), Some(vec![256, 1024, 4096]));
-        assert_eq!(sweep(0, 16, 2), Some(vec![0, 2, 4]));
-        assert_eq!(sweep(16, 8, 2), None);
-        assert_eq!(sweep(8, 16, 1), None);
+        let sweep = |first, last, step| sweep_of(ByteSize(first), ByteSize(last), step, 4).ok();
+        assert_eq!(sweep(1024, 1024, Step::Factor(2)), Some(vec![256]));
+        assert_eq!(sweep(1024, 1024, Step::Factor(1)), Some(vec![256]));
+        assert_eq!(sweep(1024, 16384, Step::Factor(4)), Some(vec![256, 1024, 4096]));
+        assert_eq!(sweep(0, 16, Step::Factor(2)), Some(vec![0, 2, 4]));
+        assert_eq!(sweep(0, 17, Step::Bytes(8)), Some(vec![0, 2, 4]));
+        assert_eq!(sweep(16, 8, Step::Factor(2)), None);
+        assert_eq!(sweep(8, 16, Step::Factor(1)), None);
+        assert_eq!(sweep(8, 16, Step::Bytes(3)), None);
+        assert_eq!(sweep(8, 8, Step::Bytes(0)), Some(vec![2]));
     }
 }

@@ -8,7 +8,9 @@ use std::process::ExitCode;
 /// Measure collectives, and check every element of their results.
 ///
 /// Run it as `mpirun -n 8 esync-bench …`, or as `esync-bench --ranks 8 …`, which needs no MPI. The letters are those of
-/// nccl-tests, and so are the definitions of `algbw` and `busbw`.
+/// nccl-tests, and so are the definitions of `algbw` and `busbw`: bytes of one rank's whole vector over the median time,
+/// and the same times what a link carries for each byte. A time is that of the slowest rank. All rows of a size are
+/// measured in turns, so that they compare on a machine that is never quiet.
 #[derive(Parser)]
 #[command(name = "esync-bench", version, max_term_width = 110, after_help = EXIT_CODES)]
 struct CommandLine {
@@ -25,7 +27,7 @@ fn main() -> ExitCode {
         error.exit()
     });
     match bench(&command_line.flags) {
-        Ok(outcome) => ExitCode::from(u8::from(outcome.wrong > 0)),
+        Ok(outcome) => ExitCode::from(outcome.exit_code()),
         Err(error) => {
             speak_in_turn();
             eprintln!("esync-bench: {error}");

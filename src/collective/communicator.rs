@@ -1,16 +1,18 @@
 //! What a program calls: collectives on slices.
 
+use super::choose::{Chooser, Chosen};
 use super::direct;
 use super::entry::{Agreed, EntryRoom, Header};
 use super::executor::{self, Workspace};
+use super::narrow::{self, Narrow, NarrowRoom};
 use super::plan::Plan;
 use super::{
     Collective, Entry, Kind, Member, Native, Operation, Order, ParameterServer, SharedBuffer, Topology, part,
     verify,
 };
 use crate::error::{Error, Result};
-use crate::reduce::{Element, ElementType, Operator, scale_for_average};
-use crate::transport::{Deadline, Domain, Patience, Rank, Transport, Wait};
+use crate::reduce::{Element, ElementType, Operator, WireFormat, scale_for_average};
+use crate::transport::{Deadline, Patience, Rank, Transport, Wait};
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
@@ -27,15 +29,21 @@ pub struct CommunicatorOptions {
     pub timeout: Duration,
     /// Longer messages are cut into pieces of this many bytes, so that reducing one overlaps receiving the next.
     pub segment_bytes: usize,
+    /// How the vectors of an all-reduce are written for the way between ranks. All but `f32` take the two-shot form,
+    /// whatever `collective` is, and refuse what they cannot narrow (see [`wire`](crate::reduce::wire)): other types than
+    /// f32, other operators than sum and average, reduce-scatter and reduce. All-gather and broadcast move vectors as they
+    /// are.
+    pub wire: WireFormat,
 }
 
 impl Default for CommunicatorOptions {
     fn default() -> Self {
         CommunicatorOptions {
-            collective: Arc::new(super::Ring),
+            collective: Arc::new(super::Auto::default()),
             order: Order::Auto,
             timeout: Duration::from_secs(300),
             segment_bytes: 256 * 1024,
+            wire: WireFormat::F32,
         }
     }
 }
@@ -63,17 +71,22 @@ impl Default for CommunicatorOptions {
 /// # Ok::<(), esync::Error>(())
 /// ```
 pub struct Communicator {
-    transport: Arc<dyn Transport>,
+    pub(super) transport: Arc<dyn Transport>,
     topology: Topology,
-    options: CommunicatorOptions,
+    pub(super) options: CommunicatorOptions,
+    /// What picks the algorithm, if `auto` was asked for.
+    pub(super) chooser: Option<Chooser>,
+    /// The algorithm of the current operation.
+    pub(super) chosen: Chosen,
     plans: HashMap<PlanKey, Arc<Plan>>,
     workspace: Workspace,
+    narrow_room: NarrowRoom,
     entry: EntryRoom,
     room: direct::Room,
     sequence: u64,
-    failed: Option<Error>,
-    bytes_sent: u64,
-    bytes_received: u64,
+    pub(super) failed: Option<Error>,
+    pub(super) bytes_sent: u64,
+    pub(super) bytes_received: u64,
 }
 
 type PlanKey = (Operation, usize, ElementType);
@@ -120,11 +133,18 @@ impl Communicator {
             hosts.iter().position(|other| other == host).unwrap_or_default() as u32
         };
         let topology = Topology::with_hosts((0..size).map(number).collect());
+        let auto = options.collective.as_auto();
         let communicator = Communicator {
             topology,
+            chooser: auto.map(|auto| Chooser::new(auto.clone())),
+            chosen: match auto {
+                Some(_) => Chosen::before_agreement(),
+                None => Chosen::fixed(options.collective.clone()),
+            },
             options,
             plans: HashMap::new(),
             workspace: Workspace::default(),
+            narrow_room: NarrowRoom::default(),
             entry: EntryRoom::new(size),
             room: direct::Room::new(size),
             sequence: 0,
@@ -136,7 +156,7 @@ impl Communicator {
         let all_reduce = communicator.operation(Kind::AllReduce, 0);
         if communicator.is_native() {
             Native.check(&all_reduce, &*communicator.transport)?;
-        } else {
+        } else if communicator.chooser.is_none() {
             let rank = communicator.rank();
             communicator.options.collective.schedule(&all_reduce, &communicator.topology, rank, size)?;
         }
@@ -161,6 +181,12 @@ impl Communicator {
     /// Which ranks share a host.
     pub fn topology(&self) -> &Topology {
         &self.topology
+    }
+
+    /// Whether its ranks are processes that share memory, so that [`alloc`](Self::alloc) gives other memory than the
+    /// process's own.
+    pub fn is_of_processes(&self) -> bool {
+        self.transport.shared().is_some_and(|domain| !domain.is_of_threads())
     }
 
     /// The options that it was made with.
@@ -218,8 +244,8 @@ impl Communicator {
                 output.len()
             )));
         }
-        if self.domain().is_some() {
-            let operation = self.operation(Kind::AllReduce, 0);
+        let operation = self.choose(self.operation(Kind::AllReduce, 0), input.len(), T::TYPE)?;
+        if self.is_direct(&operation, T::TYPE) {
             let (input, output, count) = (input.as_ptr(), output.as_mut_ptr(), output.len());
             // SAFETY: two slices of one length; the one to be written does not overlap the other.
             return unsafe { self.run_direct(operation, input, output, count, operator, true) };
@@ -301,6 +327,7 @@ impl Communicator {
     /// # Errors
     /// As [`all_reduce`](Self::all_reduce).
     pub fn gather(&mut self, member: Member) -> Result<Entry<'_>> {
+        self.settle()?;
         self.enter_as(None, ElementType::F32, Operator::Sum, 0, member)
     }
 
@@ -310,7 +337,7 @@ impl Communicator {
     /// # Errors
     /// As [`all_reduce`](Self::all_reduce).
     pub fn enter(&mut self, count: usize, operator: Operator, member: Member) -> Result<Entry<'_>> {
-        let operation = self.operation(Kind::AllReduce, 0);
+        let operation = self.choose(self.operation(Kind::AllReduce, 0), count, ElementType::F32)?;
         self.enter_as(Some(operation), ElementType::F32, operator, count, member)
     }
 
@@ -320,14 +347,30 @@ impl Communicator {
     /// # Errors
     /// As [`all_reduce`](Self::all_reduce).
     pub fn all_reduce_entered<T: Element>(&mut self, buffer: &mut [T], operator: Operator) -> Result<()> {
-        let operation = self.operation(Kind::AllReduce, 0);
-        if self.domain().is_some() {
+        let operation = self.choose(self.operation(Kind::AllReduce, 0), buffer.len(), T::TYPE)?;
+        if self.is_direct(&operation, T::TYPE) {
             let (output, count) = (buffer.as_mut_ptr(), buffer.len());
             // SAFETY: the slice is ours for the call.
             return unsafe { self.run_direct(operation, output, output, count, operator, false) };
         }
         let result = self.run(operation, T::TYPE, operator, bytemuck::cast_slice_mut(buffer));
         self.remember(result)
+    }
+
+    /// [`all_reduce_entered`](Self::all_reduce_entered) of a vector that must not be rounded: in its own type, whatever the
+    /// wire is.
+    ///
+    /// # Errors
+    /// As [`all_reduce`](Self::all_reduce).
+    pub fn all_reduce_entered_exact<T: Element>(
+        &mut self,
+        buffer: &mut [T],
+        operator: Operator,
+    ) -> Result<()> {
+        let wire = std::mem::take(&mut self.options.wire);
+        let result = self.all_reduce_entered(buffer, operator);
+        self.options.wire = wire;
+        result
     }
 
     /// Sends every rank's bytes to every rank, in rank order. For small things such as configurations.
@@ -353,13 +396,23 @@ impl Communicator {
         Operation { kind, root, order: self.options.order }
     }
 
-    fn is_native(&self) -> bool {
-        self.options.collective.name() == "native"
+    /// Whether this call takes the two-shot form.
+    fn is_narrow(&self, operation: &Operation, element: ElementType) -> bool {
+        operation.kind.reduces() && self.options.wire.narrows(element)
     }
 
-    /// The memory that all ranks share, if it is to be used for the collectives too.
-    fn domain(&self) -> Option<&Domain> {
-        self.transport.shared().filter(|_| self.is_native())
+    /// The name of what carries out the operation.
+    fn label_of(&self, operation: &Operation, element: ElementType) -> &'static str {
+        if self.is_narrow(operation, element) { narrow::TWO_SHOT } else { self.chosen.label }
+    }
+
+    fn is_native(&self) -> bool {
+        self.chosen.collective.name() == "native"
+    }
+
+    /// Whether this call works in the memory that all ranks share.
+    fn is_direct(&self, operation: &Operation, element: ElementType) -> bool {
+        self.is_native() && self.transport.shared().is_some() && !self.is_narrow(operation, element)
     }
 
     fn call<T: Element>(
@@ -372,8 +425,8 @@ impl Communicator {
         if root >= self.size() {
             return Err(Error::Usage(format!("root {root} does not exist: there are {} ranks", self.size())));
         }
-        let operation = self.operation(kind, root);
-        if self.domain().is_some() {
+        let operation = self.choose(self.operation(kind, root), buffer.len(), T::TYPE)?;
+        if self.is_direct(&operation, T::TYPE) {
             let (output, count) = (buffer.as_mut_ptr(), buffer.len());
             // SAFETY: the slice is ours for the call.
             return unsafe { self.run_direct(operation, output, output, count, operator, true) };
@@ -396,7 +449,8 @@ impl Communicator {
         }
         self.sequence += 1;
         let header = self.header(operation, element, operator, count);
-        let Header { collective, sequence, .. } = header;
+        let sequence = header.sequence;
+        let collective = operation.map_or(header.collective, |operation| self.label_of(&operation, element));
         let label = Label { operation, collective, count, element, sequence };
         let deadline = Deadline::after(self.options.timeout);
         let wait = Wait { deadline, patience: Patience::Straggler, operation: &label };
@@ -421,8 +475,9 @@ impl Communicator {
             operator,
             count,
             sequence: self.sequence,
-            collective: self.options.collective.name(),
+            collective: self.chosen.label,
             segment_bytes: self.options.segment_bytes,
+            wire: self.options.wire,
         }
     }
 
@@ -482,13 +537,23 @@ impl Communicator {
         let count = bytes.len() / element.size();
         let label = Label {
             operation: Some(operation),
-            collective: self.options.collective.name(),
+            collective: self.label_of(&operation, element),
             count,
             element,
             sequence: self.sequence,
         };
         let deadline = Deadline::after(self.options.timeout);
         let wait = Wait { deadline, patience: Patience::Transfer, operation: &label };
+        if self.is_narrow(&operation, element) {
+            let CommunicatorOptions { wire, order, segment_bytes, .. } = self.options;
+            narrow::check(wire, &operation, element, operator)?;
+            let narrow = Narrow { format: wire, order, operator, segment_bytes };
+            let values = bytemuck::cast_slice_mut(bytes);
+            let traffic = narrow.all_reduce(&*self.transport, &mut self.narrow_room, values, &wait)?;
+            self.bytes_sent += traffic.sent;
+            self.bytes_received += traffic.received;
+            return Ok(());
+        }
         if self.is_native() && self.transport.native().is_some() && operation.kind == Kind::AllReduce {
             Native.check(&operation, &*self.transport)?;
             return self.run_native(element, operator, bytes, count, &wait);
@@ -542,7 +607,7 @@ impl Communicator {
     fn plan(&self, operation: &Operation, count: usize, element: ElementType) -> Result<Plan> {
         let schedule =
             |collective: &dyn Collective| collective.schedule(operation, &self.topology, self.rank(), count);
-        let schedule = match schedule(&*self.options.collective) {
+        let schedule = match schedule(&*self.chosen.collective) {
             // `native` where memory is shared but hidden behind a delay: the same bits by messages.
             Err(Error::Refused { .. })
                 if operation.kind != Kind::AllReduce
@@ -554,7 +619,7 @@ impl Communicator {
         }?;
         // The executor works with raw pointers, so a schedule of a user's own must be sound before it runs: ranges inside
         // their places, no two writers of one range. What needs the other ranks' schedules is the verifier's.
-        let collective = self.options.collective.name();
+        let collective = self.chosen.label;
         verify::check_stages(&schedule, self.rank(), self.size(), count).map_err(|flaw| {
             Error::Internal(format!(
                 "the schedule of `{collective}` for {operation} of {count} elements: {flaw}"

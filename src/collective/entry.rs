@@ -7,7 +7,7 @@
 
 use super::{Kind, Operation, Order};
 use crate::error::{Error, Result};
-use crate::reduce::{ElementType, Operator};
+use crate::reduce::{ElementType, Operator, WireFormat};
 use crate::transport::{Domain, Place, Publication, Rank, Round, Session, Tag, Ticket, Transport, Wait};
 use bytemuck::{Pod, Zeroable};
 
@@ -52,8 +52,9 @@ pub(super) struct Agreed {
     count: u64,
     sequence: u64,
     segment_bytes: u64,
+    wire: u8,
     /// The beginning of the algorithm's name, zeros behind it.
-    collective: [u8; 32],
+    collective: [u8; 31],
 }
 
 const MAGIC: u32 = 0x6573_7901; // "esy", version 1
@@ -69,6 +70,8 @@ pub(super) struct Header<'a> {
     pub(super) count: usize,
     pub(super) sequence: u64,
     pub(super) collective: &'a str,
+    /// What vectors travel as.
+    pub(super) wire: WireFormat,
     /// Both ends of a message must cut alike.
     pub(super) segment_bytes: usize,
 }
@@ -177,7 +180,7 @@ impl EntryRoom {
 
 impl Agreed {
     pub(super) fn new(header: Header<'_>) -> Self {
-        let mut collective = [0; 32];
+        let mut collective = [0; 31];
         collective.iter_mut().zip(header.collective.bytes()).for_each(|(to, byte)| *to = byte);
         let place = |found: Option<usize>| found.map_or(BARRIER, |index| index as u8);
         let operation = header.operation.unwrap_or(Operation::new(Kind::AllReduce));
@@ -192,6 +195,7 @@ impl Agreed {
             count: header.count as u64,
             sequence: header.sequence,
             segment_bytes: header.segment_bytes as u64,
+            wire: place(WireFormat::ALL.iter().position(|&w| w == header.wire)),
             collective,
         }
     }
@@ -223,12 +227,13 @@ impl Agreed {
         let operator =
             |r: &Agreed| Operator::ALL.get(r.operator as usize).map_or("?", |o| o.name()).to_string();
         let order = |r: &Agreed| ORDERS.get(r.order as usize).map_or("?".into(), Order::to_string);
+        let wire = |r: &Agreed| WireFormat::ALL.get(r.wire as usize).map_or("?", |w| w.name()).to_string();
         let name = |r: &Agreed| {
             let end = r.collective.iter().position(|&byte| byte == 0).unwrap_or(r.collective.len());
             String::from_utf8_lossy(&r.collective[..end]).into_owned()
         };
         type Show<'a> = &'a dyn Fn(&Agreed) -> String;
-        let fields: [(&str, Show<'_>); 9] = [
+        let fields: [(&str, Show<'_>); 10] = [
             ("operation number", &|r| r.sequence.to_string()),
             ("operation", &kind),
             ("element count", &|r| r.count.to_string()),
@@ -237,6 +242,7 @@ impl Agreed {
             ("order", &order),
             ("root", &|r| r.root.to_string()),
             ("collective", &name),
+            ("wire format", &wire),
             ("segment bytes", &|r| r.segment_bytes.to_string()),
         ];
         fields

@@ -4,13 +4,21 @@
 //! One [executor](Communicator) runs every schedule on every transport, the [verifier](verify) proves schedules for a
 //! given number of ranks and length, and a user's own algorithm is one more implementation of the trait.
 
+pub mod auto;
 pub mod binary_blocks;
 mod blocks;
 pub mod butterfly;
+mod choose;
+pub mod circulant;
 mod communicator;
+pub mod cost;
 mod direct;
+pub mod double_tree;
 mod entry;
 mod executor;
+pub mod hierarchical;
+mod narrow;
+mod operands;
 mod parameter_server;
 mod partition;
 mod plan;
@@ -20,15 +28,20 @@ pub mod ring;
 mod schedule;
 pub mod verify;
 
+pub use auto::Auto;
 pub use binary_blocks::BinaryBlocks;
 pub use butterfly::Butterfly;
+pub use circulant::Circulant;
 pub use communicator::{Communicator, CommunicatorOptions};
 pub use direct::SharedBuffer;
+pub use double_tree::DoubleTree;
 pub use entry::{Entry, Member};
+pub use hierarchical::Hierarchical;
+pub use narrow::TWO_SHOT;
 pub use parameter_server::ParameterServer;
 pub use partition::part;
 pub use recursive_doubling::RecursiveDoubling;
-pub use registry::{COLLECTIVE_NAMES, Native, collective_by_name};
+pub use registry::{COLLECTIVE_CHOICES, COLLECTIVE_NAMES, Native, collective_by_name};
 pub use ring::Ring;
 pub use schedule::{Place, Schedule, Slice, Stage, Step};
 
@@ -175,10 +188,29 @@ impl Topology {
 
     /// How many different hosts there are.
     pub fn host_count(&self) -> usize {
-        let mut hosts = self.hosts.clone();
-        hosts.sort_unstable();
-        hosts.dedup();
-        hosts.len()
+        self.ranks_by_host().len()
+    }
+
+    /// The ranks of each host, in order; hosts in the order of their first rank.
+    ///
+    /// ```
+    /// use esync::collective::Topology;
+    /// let topology = Topology::with_hosts(vec![7, 3, 7, 3, 3]);
+    /// assert_eq!(topology.ranks_by_host(), [vec![0, 2], vec![1, 3, 4]]);
+    /// ```
+    pub fn ranks_by_host(&self) -> Vec<Vec<Rank>> {
+        let mut numbers: Vec<u32> = Vec::new();
+        let mut ranks: Vec<Vec<Rank>> = Vec::new();
+        for (rank, host) in self.hosts.iter().enumerate() {
+            match numbers.iter().position(|number| number == host) {
+                Some(index) => ranks[index].push(rank),
+                None => {
+                    numbers.push(*host);
+                    ranks.push(vec![rank]);
+                }
+            }
+        }
+        ranks
     }
 }
 
@@ -204,6 +236,11 @@ pub trait Collective: Send + Sync {
         rank: Rank,
         len: usize,
     ) -> Result<Schedule>;
+
+    /// Itself as [`Auto`], if it is no algorithm but the choice of one.
+    fn as_auto(&self) -> Option<&Auto> {
+        None
+    }
 
     /// The error for something that this algorithm cannot do.
     fn refuse(&self, operation: &Operation, reason: impl Into<String>) -> Error

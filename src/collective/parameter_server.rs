@@ -1,6 +1,7 @@
 //! Every part of the vector has a server among the ranks.
 
-use super::blocks::{Addition, canonical_additions, holder, rank_order_additions};
+use super::blocks::{Addition, canonical_additions, rank_order_additions};
+use super::operands::Operands;
 use super::registry::check_root;
 use super::{Collective, Kind, Operation, Order, Schedule, Slice, Step, Topology, part};
 use crate::error::Result;
@@ -50,27 +51,24 @@ impl Collective for ParameterServer {
             let reason = format!("{servers} servers among {n} ranks; the valid range is 1 to {n}");
             return Err(self.refuse(operation, reason));
         }
-        let of_servers = Shards { n, rank, len, parts: servers };
-        let of_all = Shards { parts: n, ..of_servers };
-        let mut schedule = Schedule::empty();
-        match operation.kind {
-            Kind::AllReduce => {
-                of_servers.push_and_sum(&mut schedule, operation.order);
-                schedule.push(of_servers.pulls());
-            }
-            Kind::ReduceScatter => of_all.push_and_sum(&mut schedule, operation.order),
-            Kind::AllGather => schedule.push(of_all.pulls()),
-            Kind::Broadcast => {
-                schedule.push(of_servers.scatter(operation.root));
-                schedule.push(of_servers.pulls_but_by(operation.root));
-            }
-            Kind::Reduce => {
-                of_servers.push_and_sum(&mut schedule, operation.order);
-                schedule.push(of_servers.collect(operation.root));
-            }
-        }
-        Ok(schedule)
+        let additions = match operation.order {
+            Order::Auto | Order::Canonical => canonical_additions(n),
+            Order::Rank | Order::Fastest => rank_order_additions(n),
+        };
+        Ok(Shards { n, rank, len, parts: servers }.schedule(operation.kind, operation.root, &additions))
     }
+}
+
+/// What `rank` of `n` servers does where everything is summed by `additions`.
+pub(super) fn along(
+    additions: &[Addition],
+    kind: Kind,
+    root: Rank,
+    n: usize,
+    rank: Rank,
+    len: usize,
+) -> Schedule {
+    Shards { n, rank, len, parts: n }.schedule(kind, root, additions)
 }
 
 /// One rank among n, with the vector cut into `parts`, of which rank j serves part j.
@@ -83,6 +81,28 @@ struct Shards {
 }
 
 impl Shards {
+    fn schedule(self, kind: Kind, root: Rank, additions: &[Addition]) -> Schedule {
+        let of_all = Shards { parts: self.n, ..self };
+        let mut schedule = Schedule::empty();
+        match kind {
+            Kind::AllReduce => {
+                self.push_and_sum(&mut schedule, additions);
+                schedule.push(self.pulls());
+            }
+            Kind::ReduceScatter => of_all.push_and_sum(&mut schedule, additions),
+            Kind::AllGather => schedule.push(of_all.pulls()),
+            Kind::Broadcast => {
+                schedule.push(self.scatter(root));
+                schedule.push(self.pulls_but_by(root));
+            }
+            Kind::Reduce => {
+                self.push_and_sum(&mut schedule, additions);
+                schedule.push(self.collect(root));
+            }
+        }
+        schedule
+    }
+
     /// The part that a rank serves; nothing for a rank that does not serve.
     fn served_by(&self, rank: Rank) -> Range<usize> {
         if rank < self.parts { part(self.len, self.parts, rank) } else { 0..0 }
@@ -109,17 +129,13 @@ impl Shards {
     }
 
     /// Everybody sends part j to server j, which adds what it gets to its own.
-    fn push_and_sum(&self, schedule: &mut Schedule, order: Order) {
+    fn push_and_sum(&self, schedule: &mut Schedule, additions: &[Addition]) {
         let mut steps: Vec<Step> = self.following().map(|to| self.send_to(to, self.served_by(to))).collect();
         let served = self.served_by(self.rank);
         if !served.is_empty() && self.n > 1 {
-            let operands = Operands { rank: self.rank, served: served.clone() };
-            schedule.add_scratch((self.n - 1) * served.len());
+            let scratch = schedule.add_scratch((self.n - 1) * served.len());
+            let operands = Operands { own: self.rank, sum: served, scratch, start: 0 };
             steps.extend(self.preceding().map(|from| Step::Recv { from, into: operands.of(from) }));
-            let additions = match order {
-                Order::Auto | Order::Canonical => canonical_additions(self.n),
-                Order::Rank | Order::Fastest => rank_order_additions(self.n),
-            };
             steps.extend(additions.iter().map(|addition| operands.add(addition)));
         }
         schedule.push(steps);
@@ -158,33 +174,6 @@ impl Shards {
             self.preceding().map(|from| self.receive_from(from, self.served_by(from))).collect()
         } else {
             vec![self.send_to(root, self.served_by(self.rank))]
-        }
-    }
-}
-
-/// Where a server has the operands of its part: its own in its vector, the others in slots of scratch space.
-struct Operands {
-    rank: Rank,
-    served: Range<usize>,
-}
-
-impl Operands {
-    fn of(&self, rank: Rank) -> Slice {
-        if rank == self.rank {
-            return Slice::buffer(self.served.clone());
-        }
-        let slot = if rank < self.rank { rank } else { rank - 1 };
-        let len = self.served.len();
-        Slice::scratch(0, slot * len..(slot + 1) * len)
-    }
-
-    /// The addition in place; sums that include the server's own operand are made in its vector, so the last one is.
-    fn add(&self, addition: &Addition) -> Step {
-        let place = |group: &Range<Rank>| self.of(holder(group, self.rank));
-        Step::Reduce {
-            into: place(&addition.sum()),
-            left: place(&addition.left),
-            right: place(&addition.right),
         }
     }
 }

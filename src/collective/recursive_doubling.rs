@@ -2,11 +2,11 @@
 
 use super::blocks::{blocks, canonical_additions, holder};
 use super::butterfly::Fold;
+use super::partition::{cyclic_parts, parts};
 use super::registry::{check_root, refuse_orders};
-use super::{Collective, Kind, Operation, Order, Place, Schedule, Slice, Step, Topology, part};
+use super::{Collective, Kind, Operation, Order, Place, Schedule, Slice, Step, Topology};
 use crate::error::Result;
 use crate::transport::Rank;
-use std::ops::Range;
 
 /// Recursive doubling: in round t, ranks at distance 2^t exchange and add their whole vectors. For short vectors.
 ///
@@ -186,11 +186,6 @@ fn folded_all_reduce(n: usize, rank: Rank, len: usize) -> Schedule {
     doubling.finish()
 }
 
-/// The elements of consecutive parts of n.
-fn parts(len: usize, n: usize, parts: Range<usize>) -> Range<usize> {
-    if parts.is_empty() { 0..0 } else { part(len, n, parts.start).start..part(len, n, parts.end - 1).end }
-}
-
 fn all_gather(n: usize, rank: Rank, len: usize) -> Schedule {
     let mut schedule = Schedule::empty();
     for round in 0..n.ilog2() {
@@ -211,15 +206,12 @@ fn bruck_all_gather(n: usize, rank: Rank, len: usize) -> Schedule {
     let mut distance = 1;
     while distance < n {
         let count = distance.min(n - distance);
-        // Cyclic ranges are at most two ranges of memory, the same two at both ends.
-        let ranges = move |first: Rank| {
-            let end = first + count;
-            [parts(len, n, first..end.min(n)), parts(len, n, 0..end.saturating_sub(n))]
-        };
         let to = (rank + n - distance) % n;
         let from = (rank + distance) % n;
-        let sends = ranges(rank).map(|range| Step::Send { to, from: Slice::buffer(range) });
-        let receives = ranges(from).map(|range| Step::Recv { from, into: Slice::buffer(range) });
+        // The same two ranges of memory at both ends of a message.
+        let ranges = |first| cyclic_parts(len, n, first, count).map(Slice::buffer);
+        let sends = ranges(rank).map(|range| Step::Send { to, from: range });
+        let receives = ranges(from).map(|range| Step::Recv { from, into: range });
         schedule.push(sends.into_iter().chain(receives));
         distance *= 2;
     }

@@ -1,16 +1,39 @@
 //! Algorithms by name, and the refusals that all of them word alike.
 
 use super::{
-    BinaryBlocks, Butterfly, Collective, Kind, Operation, Order, ParameterServer, RecursiveDoubling, Ring,
-    Schedule, Topology,
+    Auto, BinaryBlocks, Butterfly, Circulant, Collective, DoubleTree, Hierarchical, Kind, Operation, Order,
+    ParameterServer, RecursiveDoubling, Ring, Schedule, Topology,
 };
 use crate::error::{Error, Result};
 use crate::transport::{Rank, Transport};
 use std::sync::Arc;
 
 /// The names of all algorithms, as on the command line.
-pub const COLLECTIVE_NAMES: &[&str] =
-    &["ring", "butterfly", "binary-blocks", "parameter-server", "recursive-doubling", "native"];
+pub const COLLECTIVE_NAMES: &[&str] = &[
+    "ring",
+    "butterfly",
+    "binary-blocks",
+    "parameter-server",
+    "recursive-doubling",
+    "circulant",
+    "double-tree",
+    "hierarchical",
+    "native",
+];
+
+/// What `--collective` takes: the choice among all algorithms, and each of them.
+pub const COLLECTIVE_CHOICES: &[&str] = &[
+    "auto",
+    "ring",
+    "butterfly",
+    "binary-blocks",
+    "parameter-server",
+    "recursive-doubling",
+    "circulant",
+    "double-tree",
+    "hierarchical",
+    "native",
+];
 
 /// The algorithm of that name. `servers` is how many ranks hold shards in `parameter-server` (`None`: all); the other
 /// algorithms have no servers.
@@ -26,14 +49,18 @@ pub const COLLECTIVE_NAMES: &[&str] =
 /// ```
 pub fn collective_by_name(name: &str, servers: Option<usize>) -> Result<Arc<dyn Collective>> {
     Ok(match name {
+        "auto" => Arc::new(Auto::default()),
         "ring" => Arc::new(Ring),
         "butterfly" => Arc::new(Butterfly),
         "binary-blocks" => Arc::new(BinaryBlocks),
         "parameter-server" => Arc::new(ParameterServer { servers }),
         "recursive-doubling" => Arc::new(RecursiveDoubling),
+        "circulant" => Arc::new(Circulant),
+        "double-tree" => Arc::new(DoubleTree),
+        "hierarchical" => Arc::new(Hierarchical::default()),
         "native" => Arc::new(Native),
         _ => {
-            let names = COLLECTIVE_NAMES.join("`, `");
+            let names = COLLECTIVE_CHOICES.join("`, `");
             return Err(Error::Usage(format!("there is no collective `{name}`; choose one of `{names}`")));
         }
     })
@@ -59,7 +86,7 @@ impl Native {
     }
 
     /// Refuses what no back end's own all-reduce does: another kind, or an order asked for by name.
-    fn check_back_end(&self, operation: &Operation) -> Result<()> {
+    pub(super) fn check_back_end(&self, operation: &Operation) -> Result<()> {
         if operation.kind != Kind::AllReduce {
             return Err(self.refuse(
                 operation,
@@ -125,7 +152,9 @@ mod tests {
 
     #[test]
     fn every_name_leads_to_its_algorithm() {
-        for name in COLLECTIVE_NAMES {
+        assert_eq!(COLLECTIVE_CHOICES[0], "auto");
+        assert_eq!(&COLLECTIVE_CHOICES[1..], COLLECTIVE_NAMES);
+        for name in COLLECTIVE_CHOICES {
             let found = collective_by_name(name, None).map(|collective| collective.name());
             assert_eq!(found.ok().as_ref(), Some(name));
         }

@@ -14,11 +14,13 @@ mod kernels;
 mod level;
 mod many;
 mod store;
+pub mod wire;
 
 pub use average::scale_for_average;
 pub use kernels::{Target, reduce_into};
 pub use many::{ReduceMany, Tree, reduce_many};
 pub use store::Store;
+pub use wire::WireFormat;
 
 use half::{bf16, f16};
 use serde::{Deserialize, Serialize};

@@ -2,7 +2,9 @@
 
 use super::flags::{Flags, MODE_NAMES, Progress, Seconds, TransportChoice};
 use super::heterogeneity::{SlowLinks, SlowRanks};
-use crate::collective::{COLLECTIVE_NAMES, Collective, CommunicatorOptions, Order, collective_by_name};
+use crate::collective::{
+    Auto, COLLECTIVE_CHOICES, Collective, CommunicatorOptions, Order, collective_by_name,
+};
 use crate::data::{DATASET_NAMES, Split};
 use crate::error::{Error, Result};
 use crate::learner::NETWORK_NAMES;
@@ -10,6 +12,7 @@ use crate::policy::esync::{EsyncWorker, Planning, Settings};
 use crate::policy::local::LocalWorker;
 use crate::policy::sync::SyncWorker;
 use crate::policy::{Outer, Weighting, WorkerPolicy};
+use crate::reduce::WireFormat;
 use serde::Serialize;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -27,7 +30,10 @@ pub struct Config {
     pub outer: Outer,
     pub global_lr: f64,
     pub collective: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub topology: Option<PathBuf>,
     pub order: Order,
+    pub wire: WireFormat,
     pub transport: TransportChoice,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub servers: Option<usize>,
@@ -81,8 +87,10 @@ impl Config {
             weighting: flags.weighting.unwrap_or_default(),
             outer: flags.outer.unwrap_or_default(),
             global_lr: flags.global_lr.unwrap_or(1.0),
-            collective: flags.collective.unwrap_or_else(|| "ring".into()),
+            collective: flags.collective.unwrap_or_else(|| "auto".into()),
+            topology: flags.topology,
             order: flags.order.unwrap_or_default(),
+            wire: flags.wire.unwrap_or_default(),
             transport: flags.transport.unwrap_or_default(),
             servers: flags.servers,
             timeout: flags.timeout.unwrap_or(Seconds(Duration::from_secs(300))),
@@ -128,7 +136,7 @@ impl Config {
             }
         };
         known("mode", &self.mode, &MODE_NAMES)?;
-        known("collective", &self.collective, COLLECTIVE_NAMES)?;
+        known("collective", &self.collective, COLLECTIVE_CHOICES)?;
         known("network", &self.network, &NETWORK_NAMES)?;
         known("dataset", &self.dataset, &DATASET_NAMES)?;
         positive("learning-rate", Some(self.learning_rate))?;
@@ -218,10 +226,14 @@ impl Config {
     /// # Errors
     /// `Usage` for an unknown collective.
     pub fn communicator_options(&self) -> Result<CommunicatorOptions> {
-        let collective: Arc<dyn Collective> = collective_by_name(&self.collective, self.servers)?;
+        let collective: Arc<dyn Collective> = match self.collective.as_str() {
+            "auto" => Arc::new(Auto { topology: self.topology.clone() }),
+            name => collective_by_name(name, self.servers)?,
+        };
         Ok(CommunicatorOptions {
             collective,
             order: self.order,
+            wire: self.wire,
             timeout: self.timeout.0,
             ..CommunicatorOptions::default()
         })

@@ -1,11 +1,12 @@
 //! The flags of `esync-train`. The same names are the keys of `--config` files and, with `ESYNC_`, environment variables.
 
 use super::heterogeneity::{SlowLinks, SlowRanks};
-use crate::collective::{COLLECTIVE_NAMES, Order};
+use crate::collective::{COLLECTIVE_CHOICES, Order};
 use crate::data::{DATASET_NAMES, Split};
 use crate::error::{Error, Result};
 use crate::learner::NETWORK_NAMES;
 use crate::policy::{Outer, Weighting};
+use crate::reduce::WireFormat;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
@@ -126,12 +127,24 @@ pub struct Flags {
     )]
     pub global_lr: Option<f64>,
 
-    /// The algorithm of an exchange [default: ring]
-    #[arg(long, env = "ESYNC_COLLECTIVE", value_parser = names(COLLECTIVE_NAMES), help_heading = "Communication")]
+    /// The algorithm of an exchange [default: auto]
+    #[arg(long, env = "ESYNC_COLLECTIVE", value_parser = names(COLLECTIVE_CHOICES), help_heading = "Communication")]
     pub collective: Option<String>,
+    /// What `--collective auto` is to know of the cluster [default: what `esync probe` left in the cache]
+    #[arg(
+        long,
+        env = "ESYNC_TOPOLOGY",
+        value_name = "FILE",
+        help_heading = "Communication",
+        hide_short_help = true
+    )]
+    pub topology: Option<PathBuf>,
     /// The order of summation: auto, canonical, rank, fastest [default: auto]
     #[arg(long, env = "ESYNC_ORDER", value_parser = order, help_heading = "Communication", hide_short_help = true)]
     pub order: Option<Order>,
+    /// What the numbers of an exchange travel as: f32, f16, bf16, int8. All but f32 round them, and are summed by the owner of each part, whatever --collective is [default: f32]
+    #[arg(long, env = "ESYNC_WIRE", value_name = "FORMAT", help_heading = "Communication")]
+    pub wire: Option<WireFormat>,
     /// Where the bytes travel [default: auto]
     #[arg(long, env = "ESYNC_TRANSPORT", value_enum, help_heading = "Communication")]
     pub transport: Option<TransportChoice>,

@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::files::write_atomically;
+use crate::reduce::WireFormat;
 use crate::transport::Rank;
 use serde::{Deserialize, Serialize};
 use std::fmt::Write as _;
@@ -53,6 +54,8 @@ pub struct Summary {
     pub version: u32,
     pub mode: String,
     pub collective: String,
+    /// What the numbers of an exchange travelled as.
+    pub wire: WireFormat,
     pub transport: String,
     pub ranks: usize,
     pub hosts: usize,

@@ -1,5 +1,6 @@
 //! Element types as the tests see them: how to make values, and what an operator does with two of them, written down a
 //! second time and as plainly as possible.
+#![allow(dead_code, reason = "each test program uses its own part")]
 
 use esync::reduce::{Element, Operator};
 use half::{bf16, f16};

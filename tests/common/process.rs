@@ -1,5 +1,5 @@
 //! Runs programs as a user does, alone or under `mpirun`, and never for longer than a limit.
-#![allow(dead_code, reason = "each test program uses a part")]
+#![allow(dead_code, reason = "each test program uses its own part")]
 
 use std::ffi::OsStr;
 use std::io::Read;

@@ -1,0 +1,51 @@
+//! What is run once, by hand: `mpirun -n 8 esync probe`, `esync info`.
+
+use clap::{Parser, Subcommand};
+use esync::transport::speak_in_turn;
+use std::process::ExitCode;
+
+/// Look at a cluster: measure it, and say what this build and this machine offer.
+#[derive(Parser)]
+#[command(name = "esync", version, max_term_width = 110, after_help = EXIT_CODES)]
+struct CommandLine {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Measure links, ranks and algorithms, and write the topology file that `--collective auto` reads
+    ///
+    /// Run it as `mpirun -n 8 esync probe`, with the hosts and the number of ranks that are to be used later, or as
+    /// `esync probe --ranks 8`, which needs no MPI.
+    Probe(esync::probe::Flags),
+    /// Say what this build and this machine offer (for bug reports)
+    Info,
+}
+
+const EXIT_CODES: &str =
+    "Exit codes: 0 done, 1 ranks that disagree, 2 usage, 3 environment, 4 data, 5 peer lost, 6 stalled.";
+
+fn main() -> ExitCode {
+    let command_line = CommandLine::try_parse().unwrap_or_else(|error| {
+        if error.use_stderr() {
+            speak_in_turn();
+        }
+        error.exit()
+    });
+    let result = match &command_line.command {
+        Command::Probe(flags) => esync::probe::probe(flags),
+        Command::Info => {
+            print!("{}", esync::info::text());
+            Ok(())
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            speak_in_turn();
+            eprintln!("esync: {error}");
+            ExitCode::from(error.exit_code() as u8)
+        }
+    }
+}
