@@ -15,7 +15,7 @@ fn inputs(element: ElementType, ranks: usize, bytes: usize) -> Vec<Vec<u64>> {
         match element {
             ElementType::F32 => (0..2).fold(0, |word, half| {
                 let value = ((hash >> (half * 32)) as u32 % 20_011) as f32 / 97.0 - 100.0;
-                let bits = if hash % 101 == 0 { (hash >> 13) as u32 } else { value.to_bits() };
+                let bits = if hash.is_multiple_of(101) { (hash >> 13) as u32 } else { value.to_bits() };
                 word | u64::from(bits) << (32 * half)
             }),
             _ => hash,
