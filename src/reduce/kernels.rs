@@ -196,8 +196,7 @@ mod tests {
                         Target::Left { left: cast_slice_mut(&mut result), right: cast_slice(&right) };
                     reduce_into(H::TYPE, operator, target);
                     for ((&l, &r), result) in left.iter().zip(&right).zip(result) {
-                        let (l, r) = (wide(l), wide(r));
-                        let exact = if operator == Operator::Sum { l + r } else { l * r };
+                        let exact = operation(wide(l), wide(r));
                         let expected = narrow(if exact.is_nan() { f32::NAN } else { exact });
                         let same = bytemuck::bytes_of(&result) == bytemuck::bytes_of(&expected);
                         assert!(same, "{operator} of {l:?} and {r:?}: {result:?}, not {expected:?}");
