@@ -54,17 +54,18 @@ pub(super) fn explain(flags: &Flags, names: &[&str], all: bool, count: usize) ->
             return Ok(());
         }
     }
-    let mut text = String::new();
     let knowledge = knowledge(flags, size)?;
     let question =
         Question::new(Operation::new(flags.op).with_order(flags.order), count, flags.element.size());
+    let mut text = choice(flags, &knowledge, question, size)?;
     for name in names {
         let mut name = *name;
         if name == "auto" {
-            let native = if shares_memory(flags) { NativeReach::Shared } else { NativeReach::Absent };
-            let decision = knowledge.decide(&question.with_native(native))?;
-            let _ = writeln!(text, "auto chooses {decision}");
-            name = decision.collective.name();
+            if shares_memory(flags) {
+                // No messages to list.
+                continue;
+            }
+            name = knowledge.decide(&question)?.collective.name();
         }
         match Explained::new(flags, name, size, count) {
             Ok(explained) => {
@@ -87,6 +88,18 @@ pub(super) fn explain(flags: &Flags, names: &[&str], all: bool, count: usize) ->
         }
         _ => Ok(()),
     }
+}
+
+/// What `auto` would choose, and why.
+fn choice(flags: &Flags, knowledge: &Knowledge, question: Question, size: usize) -> Result<String> {
+    let bytes = size_text(question.count * flags.element.size());
+    let mut text = format!("auto: for {} of {bytes} over {size} ranks\n", question.operation);
+    if shares_memory(flags) && size > 1 {
+        let shared = knowledge.decide(&question.with_native(NativeReach::Shared))?;
+        text.push_str(&format!("  where ranks share memory, {shared}\n"));
+    }
+    text.push_str(&format!("  by messages, {}\n\n", knowledge.decide(&question)?));
+    Ok(text)
 }
 
 /// Whether ranks would see each other's memory, so that `auto` has no choice to make.

@@ -122,11 +122,16 @@ impl Probe<'_> {
         let burst_seconds = quickest(BURST)?;
         let long_seconds = quickest(LONG)? / (2 * LONG_ROUND_TRIPS) as f64;
         let message_seconds = (burst_seconds - 2.0 * latency_seconds) / (BURST - 1) as f64;
+        // If even the quickest short message was disturbed, the long one's whole time is the better estimate.
+        let transfer_seconds = match long_seconds > latency_seconds {
+            true => long_seconds - latency_seconds,
+            false => long_seconds,
+        };
         let link = Link {
             latency_seconds,
             // A burst that was disturbed, or taken in at once, says nothing.
             message_seconds: message_seconds.clamp(latency_seconds / 20.0, latency_seconds),
-            seconds_per_byte: (long_seconds - latency_seconds).max(0.0) / (LONG * size_of::<f32>()) as f64,
+            seconds_per_byte: transfer_seconds / (LONG * size_of::<f32>()) as f64,
         };
         Ok((link, is_late))
     }
