@@ -19,6 +19,10 @@ from collections import defaultdict
 
 LIMIT = 1.15
 
+# What accepts the canonical order, and what competes beside it in the order `fastest`.
+CANONICAL = ["butterfly", "binary-blocks", "parameter-server", "recursive-doubling", "hierarchical"]
+FASTEST = CANONICAL + ["ring", "circulant", "double-tree", "native"]
+
 
 def launched(program, ranks, transport, arguments, environment):
     """The program's standard output, on so many ranks."""
@@ -38,6 +42,7 @@ def main():
     parser.add_argument("--order", default="canonical,fastest")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--largest", default="16M", help="largest vector")
+    parser.add_argument("--factor", type=int, default=4, help="from one size to the next")
     parser.add_argument("--seconds-per-size", default="0.05")
     parser.add_argument("--budget", default="20s", help="time of each probe")
     parser.add_argument("--folder", default="target/release", help="where the programs are")
@@ -64,15 +69,18 @@ def main():
 def compare(bench, ranks, transport, order, options, environment):
     """Prints a row for each size, and answers the largest ratio."""
     medians = defaultdict(lambda: defaultdict(list))
-    for _ in range(options.repetitions):
-        for collective in ("all", "auto"):
-            output = launched(bench, ranks, transport,
-                              ["-b", "4", "-e", options.largest, "-f", "4", "-c", "0", "--order", order,
-                               "--seconds-per-size", options.seconds_per_size, "--format", "json",
-                               "--collective", collective], environment)
-            for line in output.splitlines():
-                record = json.loads(line)
-                medians[record["bytes"]][record["collective"]].append(record["time_us"]["median"])
+    collectives = ["auto", *(CANONICAL if order == "canonical" else FASTEST)]
+    for repetition in range(options.repetitions):
+        # Each time in another order, so that none always follows the same one.
+        turn = repetition % len(collectives)
+        output = launched(bench, ranks, transport,
+                          ["-b", "4", "-e", options.largest, "-f", str(options.factor), "-c", "0", "--placement", "in",
+                           "--buffers", "private", "--ceiling", "off", "--order", order,
+                           "--seconds-per-size", options.seconds_per_size, "--format", "json",
+                           "--collective", ",".join(collectives[turn:] + collectives[:turn])], environment)
+        for line in output.splitlines():
+            record = json.loads(line)
+            medians[record["bytes"]][record["collective"]].append(record["time_us"]["median"])
     worst = 0.0
     for size, by_collective in sorted(medians.items()):
         times = {name: statistics.median(values) for name, values in by_collective.items()}

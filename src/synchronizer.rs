@@ -2,7 +2,7 @@
 
 use crate::collective::{Communicator, Member};
 use crate::error::{Error, Result};
-use crate::learner::FlatStore;
+use crate::learner::{FlatStore, Memory};
 use crate::policy::esync::{EsyncWorker, Planning, Settings};
 use crate::policy::sync::SyncWorker;
 use crate::policy::{Outer, Update, Weighting, WorkerPolicy};
@@ -146,7 +146,7 @@ impl Synchronizer {
         mut communicator: Communicator,
         options: SynchronizerOptions,
     ) -> Result<Synchronizer> {
-        let mut store = FlatStore::adopt(variables)?;
+        let mut store = FlatStore::adopt_in(variables, Memory::Shared(&communicator))?;
         let own = Member { samples: options.shard_samples, ..Member::default() };
         let shard_samples: Vec<u64> = communicator.gather(own)?.members.iter().map(|m| m.samples).collect();
         if options.weighting == Weighting::Shard && shard_samples.iter().sum::<u64>() == 0 {

@@ -271,8 +271,16 @@ fn probe_writes_a_file_that_auto_reads() {
     }
     if cfg!(feature = "mpi") {
         let mut command = mpirun();
-        command.env("ESYNC_TOPOLOGY", &path).args(["-n", "2", BENCH, "--collective", "auto"]);
-        finish(command.args(["-e", "64K", "-n", "3"]), 60).expect(0);
+        command.env("ESYNC_TOPOLOGY", &path).args([
+            "-n",
+            "2",
+            BENCH,
+            "--transport",
+            "mpi",
+            "--collective",
+            "auto",
+        ]);
+        finish(command.args(["-e", "64K", "-n", "3", "--ceiling", "off"]), 60).expect(0);
     }
 }
 
@@ -285,7 +293,15 @@ fn what_cannot_be_used_has_its_exit_code() {
         for (file, text) in [(bad.as_path(), "no topology file"), (Path::new("missing.toml"), "cannot read")]
         {
             let mut command = mpirun();
-            command.env("ESYNC_TOPOLOGY", file).args(["-n", "2", BENCH, "--collective", "auto"]);
+            command.env("ESYNC_TOPOLOGY", file).args([
+                "-n",
+                "2",
+                BENCH,
+                "--transport",
+                "mpi",
+                "--collective",
+                "auto",
+            ]);
             let finished = finish(&mut command, 60).expect(4);
             assert_eq!(finished.lines_with(text), 1, "{finished:?}");
         }

@@ -221,6 +221,22 @@ fn an_explanation_lists_what_every_rank_does() {
     assert!(COLLECTIVE_NAMES.iter().all(|name| all.stdout.contains(&format!("{name}: "))), "{}", all.stdout);
     assert!(all.stdout.contains("canonical: every element is (0+1)+2"));
 
+    // A prediction for each that has a schedule, and what `auto` makes of them.
+    let predicted = all.lines_with("  predicted: ");
+    assert!((COLLECTIVE_NAMES.len() - 2..COLLECTIVE_NAMES.len()).contains(&predicted), "{}", all.stdout);
+    assert_eq!(
+        (all.lines_with("auto: for all-reduce"), all.lines_with("  by messages, ")),
+        (1, 1),
+        "{}",
+        all.stdout
+    );
+    assert_eq!(
+        all.lines_with("where ranks share memory, native: the ranks share memory"),
+        1,
+        "{}",
+        all.stdout
+    );
+
     let hosts = bench("--explain --ranks 4 --ranks-per-host 2 --collective ring").expect(0);
     assert!(hosts.stdout.contains("over 4 ranks on 2 hosts"), "{}", hosts.stdout);
     assert_eq!(bench("--explain").expect(2).lines_with("give --ranks N"), 1);

@@ -19,7 +19,7 @@ const COLLECTIVES: [(&str, &[&str]); 9] = [
     ("circulant", &["auto", "fastest"]),
     ("double-tree", &["auto", "fastest"]),
     ("hierarchical", &["auto", "canonical", "fastest"]),
-    ("native", &["auto", "fastest"]),
+    ("native", &["auto", "canonical", "rank", "fastest"]),
 ];
 
 #[test]
@@ -236,7 +236,6 @@ fn bad_values_and_impossible_combinations_are_refused() {
     refused("--mode sync --global-lr 2", 2, &["--mode sync", "--global-lr"]);
     refused("--mode sync --max-local-steps 2", 2, &["--max-local-steps", "sync"]);
     refused("--collective ring --order canonical", 2, &["`ring` refuses", "canonical", "binary-blocks"]);
-    refused("--collective native --order canonical", 2, &["`native` refuses", "canonical"]);
     refused("--collective ring --servers 2", 2, &["--servers", "parameter-server"]);
     refused("--collective parameter-server --servers 5", 2, &["--servers is 5", "1 to 4"]);
     refused("--transport mpi", 2, &["--ranks", "mpirun -n"]);

@@ -24,7 +24,7 @@ fn two_three_four_and_seven_ranks_train() {
         let folder = train(Mpi(ranks), &flags);
         check_results(&folder, ranks, mode);
         let summary = folder.summary();
-        assert_eq!((&summary["transport"], &summary["hosts"]), (&"mpi".into(), &1.into()));
+        assert_eq!((&summary["transport"], &summary["hosts"]), (&"shm".into(), &1.into()));
         assert!(summary["final_accuracy"].as_f64().unwrap() > 0.85, "{flags}: {summary:#}");
     }
     assert_no_page_left(&before);

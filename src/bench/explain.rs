@@ -3,10 +3,12 @@
 use super::draw::draw;
 use super::rounds::{Rounds, use_of};
 use super::{ByteSize, Flags};
+use crate::collective::auto::{Auto, Knowledge, NativeReach, Question, ShownSeconds};
 use crate::collective::verify::{Proof, verify_schedules};
 use crate::collective::{Collective, Native, Operation, Schedule, Stage, Step, Topology, collective_by_name};
 use crate::error::{Error, Result};
-use crate::transport::{announced_rank, announced_ranks};
+use crate::train::TransportChoice;
+use crate::transport::{announced_rank, announced_ranks, host_name};
 use std::fmt::Write;
 
 /// Schedules of more ranks are not printed rank by rank, and not drawn.
@@ -52,11 +54,28 @@ pub(super) fn explain(flags: &Flags, names: &[&str], all: bool, count: usize) ->
             return Ok(());
         }
     }
-    let mut text = String::new();
+    let knowledge = knowledge(flags, size)?;
+    let question =
+        Question::new(Operation::new(flags.op).with_order(flags.order), count, flags.element.size());
+    let mut text = choice(flags, &knowledge, question, size)?;
     for name in names {
+        let mut name = *name;
+        if name == "auto" {
+            if shares_memory(flags) {
+                // No messages to list.
+                continue;
+            }
+            name = knowledge.decide(&question)?.collective.name();
+        }
         match Explained::new(flags, name, size, count) {
-            Ok(explained) => text.push_str(&explained.text()),
-            Err(error @ Error::Refused { .. }) if all || *name == Native.name() => {
+            Ok(explained) => {
+                let collective = collective_by_name(name, None)?;
+                let question = Question { operation: explained.operation, ..question };
+                let seconds = knowledge.predict(&*collective, &question)?;
+                let predicted = format!("predicted: {} from {}", ShownSeconds(seconds), knowledge.origin);
+                text.push_str(&explained.text(&predicted));
+            }
+            Err(error @ Error::Refused { .. }) if all || name == Native.name() => {
                 let _ = writeln!(text, "{name}: {error}\n");
             }
             Err(error) => return Err(error),
@@ -69,6 +88,44 @@ pub(super) fn explain(flags: &Flags, names: &[&str], all: bool, count: usize) ->
         }
         _ => Ok(()),
     }
+}
+
+/// What `auto` would choose, and why.
+fn choice(flags: &Flags, knowledge: &Knowledge, question: Question, size: usize) -> Result<String> {
+    let bytes = size_text(question.count * flags.element.size());
+    let mut text = format!("auto: for {} of {bytes} over {size} ranks\n", question.operation);
+    if shares_memory(flags) && size > 1 {
+        let shared = knowledge.decide(&question.with_native(NativeReach::Shared))?;
+        text.push_str(&format!("  where ranks share memory, {shared}\n"));
+    }
+    text.push_str(&format!("  by messages, {}\n\n", knowledge.decide(&question)?));
+    Ok(text)
+}
+
+/// Whether ranks would see each other's memory, so that `auto` has no choice to make.
+fn shares_memory(flags: &Flags) -> bool {
+    match flags.transport {
+        TransportChoice::Mpi => false,
+        TransportChoice::Threads | TransportChoice::Shm => true,
+        TransportChoice::Auto => flags.ranks_per_host.is_none(),
+    }
+}
+
+/// What is known of a cluster with so many ranks: this host's, or (with several hosts) one of its form.
+fn knowledge(flags: &Flags, size: usize) -> Result<Knowledge> {
+    let transport = match flags.transport {
+        TransportChoice::Threads => "threads",
+        TransportChoice::Shm => "shm",
+        TransportChoice::Mpi => "mpi",
+        TransportChoice::Auto if announced_ranks().is_none() && flags.ranks_per_host.is_none() => "threads",
+        TransportChoice::Auto => "mpi",
+    };
+    let hosts: Vec<String> = match flags.ranks_per_host.map(usize::from) {
+        None => vec![host_name(); size],
+        Some(per_host) => (0..size).map(|rank| format!("host{}", rank / per_host)).collect(),
+    };
+    let hosts: Vec<&str> = hosts.iter().map(String::as_str).collect();
+    Knowledge::look_up(&Auto::default(), transport, &hosts)
 }
 
 impl Explained {
@@ -134,9 +191,9 @@ impl Explained {
         })
     }
 
-    fn text(&self) -> String {
+    fn text(&self, predicted: &str) -> String {
         // Writing to a string cannot fail.
-        let mut text = format!("{}\n  {}\n", self.title(), self.cost());
+        let mut text = format!("{}\n  {}\n  {predicted}\n", self.title(), self.cost());
         if let Some(sums) = self.sums() {
             let _ = writeln!(text, "  {sums}");
         }

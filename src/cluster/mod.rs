@@ -107,7 +107,7 @@ pub struct Measured {
     pub order: String,
     /// The algorithm.
     pub collective: String,
-    /// `(bytes of one rank's vector, median seconds)`, by increasing bytes.
+    /// `(bytes of one rank's vector, seconds on the slowest rank)`, by increasing bytes.
     pub times: Vec<(u64, f64)>,
 }
 

@@ -40,7 +40,10 @@ impl Cluster {
             self.write_matrix("seconds_per_byte", |link| link.seconds_per_byte, out)?;
         }
         if !self.measured.is_empty() {
-            writeln!(out, "\n# Median seconds of whole operations; bytes are those of one rank's vector.")?;
+            writeln!(
+                out,
+                "\n# Seconds of whole operations on the slowest rank, after all have entered; bytes are those of one rank's vector."
+            )?;
         }
         self.measured.iter().try_for_each(|measured| write_measured(measured, out))
     }

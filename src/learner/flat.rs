@@ -22,13 +22,14 @@
 //! # Whose memory
 //!
 //! The buffers are libtorch's own, counted by reference: a variable, or anything else made from one, keeps the whole buffer
-//! alive, so that nothing dangles whichever of model and `FlatStore` is dropped first. Dropping a `FlatStore` leaves the
+//! alive, so that nothing dangles whichever of model and `FlatStore` is dropped first; or they lie in memory that the
+//! processes of a host share ([`Memory::Shared`]), which is kept until the process ends. Dropping a `FlatStore` leaves the
 //! model as it is.
 //!
 //! While a slice of a buffer is borrowed, do not use the model: libtorch does not know of the borrow. Borrow, exchange,
 //! let go, and go on training.
 
-use super::{FlatSlice, Layout, Model};
+use super::{FlatSlice, Layout, Memory, Model};
 use crate::error::{Error, Result};
 use crate::reduce::{Element, ElementType};
 use std::collections::BTreeMap;
@@ -75,6 +76,15 @@ impl FlatStore {
     /// [`Error::Environment`], and nothing is changed, if the store has nothing to adopt, is not in the CPU's memory, or
     /// has two variables that share memory.
     pub fn adopt(store: &mut VarStore) -> Result<FlatStore> {
+        Self::adopt_in(store, Memory::Private)
+    }
+
+    /// As [`adopt`](FlatStore::adopt), into memory of the caller's choice.
+    ///
+    /// # Errors
+    ///
+    /// As [`adopt`](FlatStore::adopt), and [`Error::Environment`] if there is no such memory left.
+    pub fn adopt_in(store: &mut VarStore, memory: Memory<'_>) -> Result<FlatStore> {
         let variables: BTreeMap<String, Tensor> = store.variables().into_iter().collect();
         check_variables(store.device(), &variables)?;
         let mut left_alone = Vec::new();
@@ -88,7 +98,7 @@ impl FlatStore {
         let mut groups = Vec::new();
         for element_type in ElementType::ALL {
             if let Some(members) = members.remove(&element_type) {
-                groups.push(Group::new(element_type, members)?);
+                groups.push(Group::new(element_type, members, memory)?);
             }
         }
         if groups.iter().all(|group| group.layout.len == 0) {
@@ -111,7 +121,16 @@ impl FlatStore {
     ///
     /// [`Error::Training`] if libtorch refuses.
     pub fn adopt_gradients(&mut self) -> Result<()> {
-        self.groups.iter_mut().try_for_each(Group::move_gradients_in)
+        self.adopt_gradients_in(Memory::Private)
+    }
+
+    /// As [`adopt_gradients`](FlatStore::adopt_gradients), into memory of the caller's choice.
+    ///
+    /// # Errors
+    ///
+    /// As [`adopt_gradients`](FlatStore::adopt_gradients), and [`Error::Environment`] if there is no such memory left.
+    pub fn adopt_gradients_in(&mut self, memory: Memory<'_>) -> Result<()> {
+        self.groups.iter_mut().try_for_each(|group| group.move_gradients_in(memory))
     }
 
     /// The buffers, in the order of [`ElementType::ALL`]; the same order and layouts on every rank that has made the same
@@ -209,14 +228,14 @@ fn slice(element_type: ElementType, values: &mut Tensor) -> FlatSlice<'_> {
 
 impl Group {
     /// Lays out `members`, which come sorted by name, and makes an empty buffer.
-    fn new(element_type: ElementType, members: Vec<(String, Tensor)>) -> Result<Group> {
+    fn new(element_type: ElementType, members: Vec<(String, Tensor)>, memory: Memory<'_>) -> Result<Group> {
         let (trainable, statistics): (Vec<_>, Vec<_>) =
             members.into_iter().partition(|(_, variable)| variable.requires_grad());
         let describe = |(name, variable): &(String, Tensor)| {
             (name.clone(), variable.size().iter().map(|&size| size as usize).collect())
         };
         let layout = Layout::new(trainable.iter().map(describe), statistics.iter().map(describe));
-        let values = zeros(layout.len, element_type)?;
+        let values = memory.zeros(layout.len, element_type)?;
         let variables = trainable.into_iter().chain(statistics).map(|(_, variable)| variable).collect();
         Ok(Group { element_type, layout, values, gradients: None, variables })
     }
@@ -236,8 +255,8 @@ impl Group {
         .map_err(failed)
     }
 
-    fn move_gradients_in(&mut self) -> Result<()> {
-        let flat = zeros(self.layout.trainable, self.element_type)?;
+    fn move_gradients_in(&mut self, memory: Memory<'_>) -> Result<()> {
+        let flat = memory.zeros(self.layout.trainable, self.element_type)?;
         let trained =
             self.layout.tensors.iter().take_while(|place| place.range.start < self.layout.trainable);
         for (place, variable) in trained.zip(&self.variables).filter(|(place, _)| !place.range.is_empty()) {

@@ -10,6 +10,8 @@
 #[cfg(feature = "torch")]
 pub mod flat;
 mod layout;
+#[cfg(feature = "torch")]
+mod memory;
 mod model;
 #[cfg(feature = "torch")]
 pub mod models;
@@ -22,6 +24,8 @@ pub mod weights;
 #[cfg(feature = "torch")]
 pub use flat::{FlatGroupMut, FlatStore};
 pub use layout::{Layout, TensorLayout};
+#[cfg(feature = "torch")]
+pub use memory::Memory;
 pub use model::{FlatSlice, Model};
 pub use quadratic::{Quadratic, QuadraticOptions};
 pub use sgd::{Sgd, SgdOptions};

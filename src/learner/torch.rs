@@ -2,7 +2,7 @@
 
 use super::flat::{FlatStore, Group, elements, elements_mut, failed, zeros};
 use super::models::{is_normalised, network};
-use super::{Evaluation, Layout, Learner, LearnerState, Sgd, SgdOptions, StepOutcome, share};
+use super::{Evaluation, Layout, Learner, LearnerState, Memory, Sgd, SgdOptions, StepOutcome, share};
 use crate::data::{Batches, Dataset, Samples};
 use crate::error::{Error, Result};
 use crate::policy::Update;
@@ -66,6 +66,21 @@ impl TorchLearner {
         shard: Vec<u32>,
         options: TorchOptions,
     ) -> Result<Self> {
+        Self::new_in(Memory::Private, network_name, dataset, shard, options)
+    }
+
+    /// The same with parameters and gradient in memory of the caller's choice.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](TorchLearner::new), and [`Error::Environment`] if there is no such memory left.
+    pub fn new_in(
+        memory: Memory<'_>,
+        network_name: &str,
+        dataset: Arc<Dataset>,
+        shard: Vec<u32>,
+        options: TorchOptions,
+    ) -> Result<Self> {
         if let Some(index) = shard.iter().find(|&&index| index as usize >= dataset.train.len()) {
             return Err(Error::Internal(format!("sample {index} of a data set of {}", dataset.train.len())));
         }
@@ -77,8 +92,8 @@ impl TorchLearner {
         let batches = Batches::new(shard, options.batch_size, options.seed, options.rank as u64)?;
         let mut variables = VarStore::new(Device::Cpu);
         let network = network(network_name, &variables.root(), &dataset, options.seed)?;
-        let mut flat = FlatStore::adopt(&mut variables)?;
-        flat.adopt_gradients()?;
+        let mut flat = FlatStore::adopt_in(&mut variables, memory)?;
+        flat.adopt_gradients_in(memory)?;
         let Some(model) = flat.into_only_group(ElementType::F32) else {
             return Err(Error::Internal(format!("`{network_name}` is not of f32 alone")));
         };

@@ -13,15 +13,16 @@ use std::sync::Arc;
 use std::time::Instant;
 
 /// There and back so often in one measurement of the latency.
-const ROUND_TRIPS: usize = 20;
+const ROUND_TRIPS: usize = 5;
 /// Messages one after the other, for the rate.
 const BURST: usize = 32;
 /// There and back so often in one measurement of the bandwidth.
-const LONG_ROUND_TRIPS: usize = 2;
+const LONG_ROUND_TRIPS: usize = 1;
 /// Elements (f32) of a long message: 1 MiB.
 const LONG: usize = 1 << 18;
-/// The minimum of so many repetitions counts: whatever disturbs makes it longer.
-const REPETITIONS: usize = 5;
+/// The minimum of so many short repetitions counts: whatever disturbs makes it longer, and few rounds are disturbed less
+/// often than many.
+const REPETITIONS: usize = 15;
 /// The share of all time after which pairs are guessed from others.
 const SHARE_OF_TIME: f64 = 0.4;
 
@@ -121,11 +122,16 @@ impl Probe<'_> {
         let burst_seconds = quickest(BURST)?;
         let long_seconds = quickest(LONG)? / (2 * LONG_ROUND_TRIPS) as f64;
         let message_seconds = (burst_seconds - 2.0 * latency_seconds) / (BURST - 1) as f64;
+        // If even the quickest short message was disturbed, the long one's whole time is the better estimate.
+        let transfer_seconds = match long_seconds > latency_seconds {
+            true => long_seconds - latency_seconds,
+            false => long_seconds,
+        };
         let link = Link {
             latency_seconds,
             // A burst that was disturbed, or taken in at once, says nothing.
             message_seconds: message_seconds.clamp(latency_seconds / 20.0, latency_seconds),
-            seconds_per_byte: (long_seconds - latency_seconds).max(0.0) / (LONG * size_of::<f32>()) as f64,
+            seconds_per_byte: transfer_seconds / (LONG * size_of::<f32>()) as f64,
         };
         Ok((link, is_late))
     }

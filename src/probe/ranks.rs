@@ -17,7 +17,7 @@ use std::time::Instant;
 const LEN: usize = 1 << 16;
 const REPETITIONS: usize = 20;
 /// Times that every rank passes something to its right neighbour.
-const TURNS: usize = 20;
+const TURNS: usize = 8;
 
 /// Everybody passes an element to the right, again and again.
 #[derive(Debug, Clone, Copy)]

@@ -187,7 +187,8 @@ mod tests {
                 let others =
                     (0..=u16::MAX).map(|i| bits(i.wrapping_mul(seed.wrapping_mul(2) + 1) ^ seed << 8));
                 let right: Vec<H> = others.collect();
-                let operations: [(Operator, fn(f32, f32) -> f32); 2] =
+                type Pair = (Operator, fn(f32, f32) -> f32);
+                let operations: [Pair; 2] =
                     [(Operator::Sum, |l, r| l + r), (Operator::Product, |l, r| l * r)];
                 for (operator, operation) in operations {
                     let mut result = left.clone();

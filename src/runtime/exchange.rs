@@ -1,7 +1,6 @@
 //! One exchange: weigh, all-reduce, apply.
 
-use crate::buffer::FlatBuffer;
-use crate::collective::Communicator;
+use crate::collective::{Communicator, SharedBuffer};
 use crate::error::{Error, Result};
 use crate::learner::{FlatSlice, Model};
 use crate::policy::{Float, Install, Outer, OuterOptimiser, Payload, Replica, Weighting};
@@ -52,7 +51,7 @@ struct State<T: Float> {
     replica: Replica<T>,
     outer: OuterOptimiser<T>,
     /// What travels: the trained part, then the statistics.
-    buffer: FlatBuffer<T>,
+    buffer: SharedBuffer<T>,
 }
 
 /// Runs `$body` with `$state` and `$slice` of one common type.
@@ -83,17 +82,21 @@ impl Exchange {
     /// The anchors begin as the model's present parameters.
     ///
     /// # Errors
-    /// `Usage` if an option does not fit.
-    pub fn new(model: &mut impl Model, options: &ExchangeOptions) -> Result<Exchange> {
+    /// `Usage` if an option does not fit; `Environment` if there is no memory left.
+    pub fn new(
+        model: &mut impl Model,
+        communicator: &Communicator,
+        options: &ExchangeOptions,
+    ) -> Result<Exchange> {
         let mut groups = Vec::new();
         let mut count = 0;
         for index in 0..model.groups() {
             let trainable = model.trainable(index);
             groups.push(match model.parameters(index) {
-                FlatSlice::F32(values) => Group::F32(State::new(values, trainable, options)?),
-                FlatSlice::F64(values) => Group::F64(State::new(values, trainable, options)?),
-                FlatSlice::F16(values) => Group::F16(State::new(values, trainable, options)?),
-                FlatSlice::BF16(values) => Group::BF16(State::new(values, trainable, options)?),
+                FlatSlice::F32(values) => Group::F32(State::new(values, trainable, communicator, options)?),
+                FlatSlice::F64(values) => Group::F64(State::new(values, trainable, communicator, options)?),
+                FlatSlice::F16(values) => Group::F16(State::new(values, trainable, communicator, options)?),
+                FlatSlice::BF16(values) => Group::BF16(State::new(values, trainable, communicator, options)?),
             });
             count += with_state!(&groups[index], |state| state.buffer.len());
         }
@@ -186,10 +189,9 @@ impl Exchange {
                 return Err(Error::Internal("this model does not show its gradient; exchange deltas".into()));
             };
             with_group!(&mut *group, gradient, |state, gradient| {
-                state.scale_into_buffer(gradient, weight);
-                state.sum(communicator)?;
-                gradient.copy_from_slice(&state.buffer[..gradient.len()]);
-                Ok(())
+                scale(gradient, weight);
+                communicator.all_reduce_entered(gradient, Operator::Sum)?;
+                state.sum_statistics(communicator)
             })?;
             with_group!(group, model.parameters(index), |state, values| {
                 state.replica.install_statistics(values, &state.buffer)
@@ -202,30 +204,39 @@ impl Exchange {
 }
 
 impl<T: Float> State<T> {
-    fn new(values: &[T], trainable: usize, options: &ExchangeOptions) -> Result<Self> {
+    fn new(
+        values: &[T],
+        trainable: usize,
+        communicator: &Communicator,
+        options: &ExchangeOptions,
+    ) -> Result<Self> {
         Ok(State {
             replica: Replica::new(values, trainable)?,
             outer: options.optimiser(),
-            buffer: FlatBuffer::new(values.len()),
+            buffer: communicator.alloc(values.len())?,
         })
     }
 
     /// Sums the buffer over all ranks. Statistics do not go over a narrow wire: they are few, and beside deltas so large that
     /// blocks which hold both would lose the deltas.
     fn sum(&mut self, communicator: &mut Communicator) -> Result<()> {
-        let trainable = self.replica.trainable();
-        if !communicator.options().wire.narrows(T::TYPE) || trainable == self.buffer.len() {
+        if !communicator.options().wire.narrows(T::TYPE) {
             return communicator.all_reduce_entered(&mut self.buffer, Operator::Sum);
         }
-        let (trained, statistics) = self.buffer.split_at_mut(trainable);
-        communicator.all_reduce_entered(trained, Operator::Sum)?;
-        communicator.all_reduce_entered_exact(statistics, Operator::Sum)
+        let trainable = self.replica.trainable();
+        communicator.all_reduce_entered(&mut self.buffer[..trainable], Operator::Sum)?;
+        self.sum_statistics(communicator)
     }
 
-    fn scale_into_buffer(&mut self, gradient: &[T], weight: f64) {
-        let weight = T::wide(weight);
-        for (out, &value) in self.buffer.iter_mut().zip(gradient) {
-            *out = T::narrow(weight * value.widen());
+    fn sum_statistics(&mut self, communicator: &mut Communicator) -> Result<()> {
+        match &mut self.buffer[self.replica.trainable()..] {
+            [] => Ok(()),
+            statistics => communicator.all_reduce_entered_exact(statistics, Operator::Sum),
         }
     }
+}
+
+fn scale<T: Float>(values: &mut [T], weight: f64) {
+    let weight = T::wide(weight);
+    values.iter_mut().for_each(|value| *value = T::narrow(weight * value.widen()));
 }

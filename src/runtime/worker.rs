@@ -167,7 +167,7 @@ impl Worker {
         options: ExchangeOptions,
         model: &mut impl Model,
     ) -> Result<Worker> {
-        let mut exchange = Exchange::new(model, &options)?;
+        let mut exchange = Exchange::new(model, &communicator, &options)?;
         exchange.synchronise_start(model, &mut communicator, &options)?;
         Ok(Worker {
             policy,

@@ -9,7 +9,7 @@ use crate::collective::{Communicator, CommunicatorOptions, Member};
 use crate::data::{Dataset, load, partition};
 use crate::error::{Error, Result};
 use crate::files::write_atomically;
-use crate::learner::{Learner, TorchLearner, TorchOptions, set_threads, weights};
+use crate::learner::{Learner, Memory, TorchLearner, TorchOptions, set_threads, weights};
 use crate::policy::Update;
 use crate::policy::esync::Planning;
 use crate::runtime::{Activity, ExchangeOptions, Mechanism, Next, Observed, Step, Worker, establish};
@@ -55,7 +55,8 @@ pub fn train(config: &Config, transport: Arc<dyn Transport>, signals: &Signals) 
     let shards = partition(&dataset.train.labels, config.split, size, config.seed)?;
     let shard_samples: Vec<u64> = shards.iter().map(|shard| shard.len() as u64).collect();
     let shard = shards.into_iter().nth(rank).unwrap_or_default();
-    let mut learner: Box<dyn Learner> = Box::new(TorchLearner::new(
+    let mut learner: Box<dyn Learner> = Box::new(TorchLearner::new_in(
+        Memory::Shared(&communicator),
         &config.network,
         dataset.clone(),
         shard,

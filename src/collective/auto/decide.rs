@@ -83,16 +83,16 @@ pub enum Reason {
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let second = |f: &mut fmt::Formatter<'_>, next: &Option<(&str, f64)>| match next {
-            Some((name, seconds)) => write!(f, "; next {name} {}", Duration(*seconds)),
+            Some((name, seconds)) => write!(f, "; next {name} {}", ShownSeconds(*seconds)),
             None => write!(f, "; no other does it"),
         };
         match self {
             Reason::Measured { seconds, next } => {
-                write!(f, "{} measured on this cluster", Duration(*seconds))?;
+                write!(f, "{} measured on this cluster", ShownSeconds(*seconds))?;
                 second(f, next)
             }
             Reason::Predicted { seconds, next, origin } => {
-                write!(f, "{} predicted from {origin}", Duration(*seconds))?;
+                write!(f, "{} predicted from {origin}", ShownSeconds(*seconds))?;
                 second(f, next)
             }
             Reason::SharedMemory => f.write_str("the ranks share memory"),
@@ -102,9 +102,9 @@ impl fmt::Display for Reason {
 }
 
 /// Seconds with three digits and a fitting unit.
-struct Duration(f64);
+pub(crate) struct ShownSeconds(pub(crate) f64);
 
-impl fmt::Display for Duration {
+impl fmt::Display for ShownSeconds {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (value, unit) = match self.0 {
             s if s < 1e-3 => (s * 1e6, "µs"),
@@ -269,7 +269,7 @@ mod tests {
 
     #[test]
     fn durations_have_three_digits() {
-        let shown = [1.234e-6, 12.34e-6, 123.4e-6, 1.206e-3, 2.5].map(|s| Duration(s).to_string());
+        let shown = [1.234e-6, 12.34e-6, 123.4e-6, 1.206e-3, 2.5].map(|s| ShownSeconds(s).to_string());
         assert_eq!(shown, ["1.23 µs", "12.3 µs", "123 µs", "1.21 ms", "2.50 s"]);
     }
 }

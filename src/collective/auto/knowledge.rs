@@ -66,6 +66,14 @@ impl Knowledge {
         Self::new(usual::cluster(transport, hosts, cores), Origin::Usual { why })
     }
 
+    /// What rank 0 of a job with ranks on these hosts (one name for each rank) would know.
+    ///
+    /// # Errors
+    /// `Data` if the topology file that was named cannot be used.
+    pub fn look_up(auto: &Auto, transport: &str, hosts: &[&str]) -> Result<Self> {
+        Self::understand(&Self::find(auto, transport, hosts))
+    }
+
     /// The text that rank 0 tells the others: the topology file that was named (on the command line or by the environment),
     /// or the cache's, or what is usual.
     pub(crate) fn find(auto: &Auto, transport: &str, hosts: &[&str]) -> String {
@@ -108,8 +116,11 @@ impl Knowledge {
         })
     }
 
-    /// What the cost model says of an algorithm.
-    pub(super) fn predict(&self, collective: &dyn Collective, question: &super::Question) -> Result<f64> {
+    /// The seconds that the cost model predicts for an algorithm, without the entry.
+    ///
+    /// # Errors
+    /// `Refused` by the algorithm.
+    pub fn predict(&self, collective: &dyn Collective, question: &super::Question) -> Result<f64> {
         let super::Question { operation, count, element_bytes, .. } = question;
         cost::predict(&self.cluster, collective, operation, *count, *element_bytes, self.segment_bytes)
     }

@@ -12,6 +12,7 @@ mod decide;
 mod knowledge;
 mod usual;
 
+pub(crate) use decide::ShownSeconds;
 pub use decide::{Decision, NativeReach, Question, Reason, Second};
 pub use knowledge::{Knowledge, Origin};
 

@@ -42,17 +42,22 @@ impl Call {
     /// All of those are good for the range, and nobody else uses it in them.
     pub(super) unsafe fn work(&self, room: &mut Room, range: Range<usize>, store: Store) {
         let ranks = room.sources.len();
-        // SAFETY: the caller's promise, for all of the calls and copies below.
+        let root = self.operation.root;
         match self.operation.kind {
+            // SAFETY: the caller's promise.
             Kind::AllReduce => unsafe { self.reduce(room, None, range, store) },
-            Kind::Reduce => unsafe { self.reduce(room, Some(self.operation.root), range, store) },
-            Kind::ReduceScatter => self.pieces(ranks, range, |owner, piece| unsafe {
-                self.reduce(room, Some(owner), piece, store);
+            // SAFETY: the caller's promise.
+            Kind::Reduce => unsafe { self.reduce(room, Some(root), range, store) },
+            Kind::ReduceScatter => self.pieces(ranks, range, |owner, piece| {
+                // SAFETY: the caller's promise.
+                unsafe { self.reduce(room, Some(owner), piece, store) }
             }),
-            Kind::AllGather => self.pieces(ranks, range, |owner, piece| unsafe {
-                copy_to_all(room, owner, piece);
+            Kind::AllGather => self.pieces(ranks, range, |owner, piece| {
+                // SAFETY: the caller's promise.
+                unsafe { copy_to_all(room, owner, piece) }
             }),
-            Kind::Broadcast => unsafe { copy_to_all(room, self.operation.root, range) },
+            // SAFETY: the caller's promise.
+            Kind::Broadcast => unsafe { copy_to_all(room, root, range) },
         }
     }
 

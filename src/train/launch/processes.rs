@@ -52,7 +52,7 @@ const UNTIL_MADE: Duration = Duration::from_secs(4);
 pub(super) fn run<R>(ranks: usize) -> Result<R> {
     let cannot = |e: std::io::Error| Error::Environment(format!("cannot start {ranks} processes: {e}"));
     let mut requests = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGUSR1]).map_err(cannot)?;
-    let segment = Segment::anonymous(ranks).or_else(|_| Segment::named(ranks))?;
+    let mut segment = Segment::anonymous(ranks).or_else(|_| Segment::named(ranks))?;
     let program = std::env::current_exe().map_err(cannot)?;
     let mut children = Children::default();
     for rank in 0..ranks {
@@ -77,6 +77,7 @@ pub(super) fn run<R>(ranks: usize) -> Result<R> {
                 code = status.code().or(status.signal().map(|signal| 128 + signal)).unwrap_or(1);
             }
         }
+        segment.forget_name();
         match failed.map(|since| since.elapsed()) {
             Some(elapsed) if elapsed > UNTIL_MADE => children.signal(Signal::KILL),
             Some(elapsed) if elapsed > UNTIL_ASKED => children.signal(Signal::TERM),
@@ -108,10 +109,7 @@ impl Children {
         let mut index = 0;
         while index < self.running.len() {
             match self.running[index].try_wait()? {
-                Some(status) => {
-                    ended.push(status);
-                    self.running.swap_remove(index);
-                }
+                Some(_) => ended.push(self.running.swap_remove(index).wait()?),
                 None => index += 1,
             }
         }

@@ -2,54 +2,81 @@
 //! middle of a copy and goes on after the others have given up then spoils nothing but its own memory.
 
 use super::{Domain, Local, Scope, Session};
+use crate::buffer::FlatBuffer;
 use crate::error::{Error, Result};
 use crate::transport::{Rank, Wait};
 use std::io;
+use std::time::Instant;
 
 /// What a rank writes into its window so that the others can try to read from it.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Trial {
-    /// Where the word is, in the writer's process.
+    /// Where the memory to read begins, in the writer's process.
     address: u64,
-    /// What is there. Random, so that another process of the same number (in another name space) is not taken for it.
+    /// What is there first. Random, so that another process of the same number (in another name space) is not taken for it.
     word: u64,
 }
 
+/// Read on trial.
+const TRIAL_BYTES: usize = 64 * 1024;
+const TRIALS: usize = 5;
+
+/// How many times as long as an ordinary copy a read may take. Reading costs two of them for each byte, and a local pass;
+/// going through windows costs three ordinary copies, of which some find their data in another core's cache.
+const LONGEST_READ: f64 = 1.25;
+
 impl Session<'_> {
-    /// Whether every rank can read every other's memory: tried at the first call, at which all ranks take part. Uses the
-    /// windows, and leaves them free.
+    /// Whether every rank can read every other's memory, and fast enough to pay: tried at the first call, at which all ranks
+    /// take part. Uses the windows, and leaves them free.
     ///
     /// # Errors
     /// As [`meet`](Self::meet).
-    pub(crate) fn can_read_peers(&mut self, wait: &Wait<'_>) -> Result<bool> {
-        if let Local { can_read_peers: Some(known), .. } = *self.local {
+    pub(crate) fn reading_pays(&mut self, wait: &Wait<'_>) -> Result<bool> {
+        if let Local { reading_pays: Some(known), .. } = *self.local {
             return Ok(known);
         }
         let domain = self.domain;
-        let word = Box::new(u64::from_ne_bytes(random()?));
-        let trial = Trial { address: std::ptr::from_ref(&*word).addr() as u64, word: *word };
+        let mut memory = FlatBuffer::<i64>::new(TRIAL_BYTES / size_of::<i64>());
+        memory[0] = i64::from_ne_bytes(random()?);
+        let trial = Trial { address: memory.as_mut_ptr().expose_provenance() as u64, word: memory[0] as u64 };
         // SAFETY: this rank's own windows, which nobody else uses between operations and before all ranks meet.
         unsafe { domain.window(domain.rank, 0).cast::<Trial>().write(trial) };
         self.meet(wait)?;
-        let reads = (0..domain.size()).all(|rank| {
+        let pays = (0..domain.size()).all(|rank| {
             // SAFETY: written before the rendezvous, and not again before the last one below.
             let trial = unsafe { domain.window(rank, 0).cast::<Trial>().read() };
-            let mut found = [0u8; size_of::<u64>()];
-            // SAFETY: `found` has the bytes that are asked for.
-            let read =
-                unsafe { read_from(domain.peer(rank).pid, trial.address, found.as_mut_ptr(), found.len()) };
-            read.is_ok() && u64::from_ne_bytes(found) == trial.word
+            reads_fast(domain.peer(rank).pid, trial, &memory)
         });
         // SAFETY: as for the first window.
-        unsafe { domain.window(domain.rank, 1).write(u8::from(reads)) };
+        unsafe { domain.window(domain.rank, 1).write(u8::from(pays)) };
         self.meet(wait)?;
         // SAFETY: written before the rendezvous; the next one keeps everybody from writing until all have read.
-        let all_read = (0..domain.size()).all(|rank| unsafe { domain.window(rank, 1).read() } == 1);
+        let pays = (0..domain.size()).all(|rank| unsafe { domain.window(rank, 1).read() } == 1);
+        // Only now may this rank free the memory that the others read.
         self.meet(wait)?;
-        self.local.can_read_peers = Some(all_read);
-        Ok(all_read)
+        self.local.reading_pays = Some(pays);
+        Ok(pays)
     }
+}
+
+/// Whether the memory of a trial can be read, in little more time than `own` memory of the same length can be copied.
+fn reads_fast(pid: u32, trial: Trial, own: &FlatBuffer<i64>) -> bool {
+    let mut found = FlatBuffer::<i64>::new(own.len());
+    let (mut read_seconds, mut copy_seconds) = (f64::INFINITY, f64::INFINITY);
+    for _ in 0..TRIALS {
+        let begin = Instant::now();
+        found.copy_from_slice(std::hint::black_box(own));
+        copy_seconds = copy_seconds.min(begin.elapsed().as_secs_f64());
+        let begin = Instant::now();
+        // SAFETY: `found` has as many bytes.
+        let read = unsafe { read_from(pid, trial.address, found.as_mut_ptr().cast(), TRIAL_BYTES) };
+        read_seconds = read_seconds.min(begin.elapsed().as_secs_f64());
+        if read.is_err() || found[0] as u64 != trial.word {
+            return false;
+        }
+    }
+    read_seconds <= LONGEST_READ * copy_seconds
 }
 
 impl Domain {

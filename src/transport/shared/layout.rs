@@ -33,6 +33,8 @@ pub(super) struct Header {
     /// Written last by the maker.
     pub(super) magic: AtomicU64,
     pub(super) ranks: AtomicU32,
+    /// How many ranks have opened the segment.
+    pub(super) joined: AtomicU32,
     /// The cores that some rank may use, as bits.
     pub(super) cores: [AtomicU64; 16],
     /// One more than the rank that failed first; 0 if none did.

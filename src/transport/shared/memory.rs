@@ -77,7 +77,11 @@ impl Drop for Mapping {
 /// The control segment's memory.
 pub(super) enum Control {
     /// Of threads.
-    Heap(FlatBuffer<i64>, NonNull<u8>),
+    Heap {
+        /// Owns it; reached through the pointer only.
+        _memory: FlatBuffer<i64>,
+        start: NonNull<u8>,
+    },
     /// Of processes.
     Mapped(Mapping),
 }
@@ -92,12 +96,12 @@ impl Control {
     pub(super) fn heap(bytes: usize) -> Control {
         let mut memory = FlatBuffer::new(bytes.div_ceil(8).max(1));
         let start = NonNull::from(&mut memory[..]).cast();
-        Control::Heap(memory, start)
+        Control::Heap { _memory: memory, start }
     }
 
     pub(super) fn start(&self) -> *mut u8 {
         match self {
-            Control::Heap(_, start) => start.as_ptr(),
+            Control::Heap { start, .. } => start.as_ptr(),
             Control::Mapped(mapping) => mapping.start(),
         }
     }

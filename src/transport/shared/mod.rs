@@ -67,8 +67,8 @@ struct Local {
     /// The number of the last operation.
     operation: u64,
     seen: SeenBuffers,
-    /// Whether all ranks can read each other's private memory, once it was tried.
-    can_read_peers: Option<bool>,
+    /// Whether ranks should read each other's private memory, once it was tried.
+    reading_pays: Option<bool>,
     failure: Option<Error>,
 }
 
@@ -102,7 +102,11 @@ impl Domain {
         let layout = Layout::new(peers.len(), true);
         let control = Arc::new(Control::heap(layout.bytes));
         (0..peers.len())
-            .map(|rank| Domain::new(control.clone(), layout, Scope::Processes, rank, peers.clone()))
+            .map(|rank| {
+                let domain = Domain::new(control.clone(), layout, Scope::Processes, rank, peers.clone());
+                domain.set_state(layout::RUNNING);
+                domain
+            })
             .collect()
     }
 
@@ -110,12 +114,8 @@ impl Domain {
     fn new(control: Arc<Control>, layout: Layout, scope: Scope, rank: Rank, peers: Vec<Peer>) -> Domain {
         assert!(peers.len() <= protocol::MOST_RANKS, "{} ranks are too many to share memory", peers.len());
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let local = Local {
-            operation: 0,
-            seen: buffers::none_seen(peers.len()),
-            can_read_peers: None,
-            failure: None,
-        };
+        let local =
+            Local { operation: 0, seen: buffers::none_seen(peers.len()), reading_pays: None, failure: None };
         let domain = Domain {
             control,
             layout,

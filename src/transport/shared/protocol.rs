@@ -5,7 +5,7 @@
 //!
 //! This file needs nothing but atomics, so that loom can check it (`tests/loom_shared.rs`). All words begin as zero.
 
-use super::atomics::{AtomicU32, AtomicU64, Ordering};
+use super::atomics::{AtomicU32, AtomicU64, Ordering, fence};
 
 /// How to sleep on a word, and to wake its sleepers: futexes, or a model of them.
 pub(super) trait Sleep {
@@ -35,10 +35,11 @@ impl Bell {
 
     /// Sets the word and wakes whoever sleeps: one call to the system, and none if nobody does.
     pub(super) fn ring(&self, value: u32, sleep: &impl Sleep) {
-        // Both sides write one word and then read the other, so both need the one total order: either the ringer sees the
+        // Both sides write one word and then read the other. The fences are in one total order, so either the ringer sees the
         // sleeper, or the sleeper sees the new value.
-        self.word.store(value, Ordering::SeqCst);
-        if self.sleepers.load(Ordering::SeqCst) > 0 {
+        self.word.store(value, Ordering::Release);
+        fence(Ordering::SeqCst);
+        if self.sleepers.load(Ordering::Relaxed) > 0 {
             sleep.wake_all(&self.word);
         }
     }
@@ -50,11 +51,12 @@ impl Bell {
 
     /// Sleeps unless the word has changed since it was `seen`.
     pub(super) fn doze(&self, seen: u32, sleep: &impl Sleep) {
-        self.sleepers.fetch_add(1, Ordering::SeqCst);
-        if self.word.load(Ordering::SeqCst) == seen {
+        self.sleepers.fetch_add(1, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        if self.word.load(Ordering::Acquire) == seen {
             sleep.sleep_while(&self.word, seen);
         }
-        self.sleepers.fetch_sub(1, Ordering::SeqCst);
+        self.sleepers.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

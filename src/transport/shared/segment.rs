@@ -15,8 +15,9 @@ use std::time::Duration;
 pub(crate) struct Segment {
     path: PathBuf,
     _file: OwnedFd,
+    mapping: Mapping,
     /// A named file goes with it.
-    _name: Option<tempfile::TempPath>,
+    name: Option<tempfile::TempPath>,
 }
 
 /// A control segment that is mapped here, before its ranks have met.
@@ -57,7 +58,17 @@ impl Segment {
         let header = unsafe { &*mapping.start().cast::<layout::Header>() };
         header.ranks.store(ranks as u32, Ordering::Relaxed);
         header.magic.store(MAGIC, Ordering::Release);
-        Ok(Segment { path, _file: file, _name: name })
+        Ok(Segment { path, _file: file, mapping, name })
+    }
+
+    /// Takes the name away as soon as all ranks have opened it, so that nothing can be left behind.
+    pub(crate) fn forget_name(&mut self) {
+        // SAFETY: the mapping begins with the header, which holds nothing but atomics.
+        let header = unsafe { &*self.mapping.start().cast::<layout::Header>() };
+        let all = header.ranks.load(Ordering::Relaxed);
+        if self.name.is_some() && header.joined.load(Ordering::Acquire) == all {
+            self.name = None;
+        }
     }
 
     /// Where other processes open it.
@@ -111,6 +122,7 @@ impl Opened {
         let mut domain =
             Domain::new(control, layout, Scope::Processes, rank, (0..ranks).map(nobody).collect());
         domain.say_cores();
+        domain.header().joined.fetch_add(1, Ordering::AcqRel);
         let words = &domain.member(rank).words.0;
         words.file.store(file.as_raw_fd() as u32, Ordering::Relaxed);
         words.pid.store(std::process::id(), Ordering::Relaxed);
