@@ -214,7 +214,8 @@ fn a_rank_that_fails_ends_the_job_with_one_message_and_its_code() {
     let finished = start("fails", RANKS).expect(1);
     assert_eq!(finished.lines_with("thrown on purpose"), 1, "{finished:?}");
     assert_eq!(finished.lines_with("esync: "), 1, "{finished:?}");
-    assert!(finished.seconds < 5.0, "{finished:?}");
+    // Nine starts of this program are in it.
+    assert!(finished.seconds < 20.0, "{finished:?}");
 }
 
 /// Buffers come and go between calls, on each rank at other times.

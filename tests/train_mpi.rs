@@ -139,7 +139,7 @@ fn ranks_with_different_flags_are_named_with_both_values() {
         );
     };
     check("--seed 3", &["seed is 1 on rank 0 and 3 on rank 2"]);
-    check("--seed 1 --collective butterfly", &["collective", "ring", "butterfly"]);
+    check("--seed 1 --collective butterfly", &["collective", "auto", "butterfly"]);
     check("--seed 1 --order rank", &["order", "auto", "rank"]);
     check("--seed 1 --mode sync", &["mode", "esync", "sync"]);
     check("--seed 1 --max-samples 500", &["max-samples", "not given", "500"]);

@@ -46,7 +46,7 @@ pub fn topology_of(cluster: &Cluster) -> Topology {
 /// let cluster = Cluster::homogeneous(4, link, 0.0);
 /// let seconds = cost::predict(&cluster, &Ring, &Operation::new(Kind::AllReduce), 1 << 16, 4, 1 << 20)?;
 /// let formula = 6.0 * 1e-5 + 2.0 * 3.0 / 4.0 * (4 << 16) as f64 * 1e-9;
-/// assert!((seconds / formula - 1.0).abs() < 1e-9);
+/// assert!((seconds / formula - 1.0).abs() < 0.02);
 /// # Ok::<(), esync::Error>(())
 /// ```
 ///
