@@ -3,7 +3,7 @@
 //! | form | for | waits |
 //! |---|---|---|
 //! | `pull` | all-reduce where ranks may read each other's memory | one for each piece of n chunks, and a rendezvous at the end |
-//! | `tree` | all-reduce in the canonical order | one for each window |
+//! | `tree` | all-reduce in the canonical order, with a core for each rank | one for each window |
 //! | `windows` | everything | a rendezvous for each window, and one for its chunks |
 
 mod pull;
@@ -32,10 +32,11 @@ const SHORTEST_PULL: usize = 256 * 1024;
 /// The form for an operation, the same on all ranks. `reading_pays` says whether ranks that have a core each should read
 /// each other's memory; it is only asked where that may be.
 ///
-/// Two cores, f32 sum of 64 MiB, while other programs were running, fastest repetition in ms: 2 ranks `tree` 20, `windows` 18,
-/// `pull` 55; 4 ranks 79, 51, 117; 8 ranks 122, 136, 343. There the kernel reads memory at a third of the speed of a copy.
-/// 64 KiB in µs, 4 ranks: 17, 37, 56. Between `tree` and `windows` the noise of long vectors was larger than the
-/// difference; short ones are what `tree` is for.
+/// Two cores, f32 sum, medians of interleaved processes, `tree` against `windows` (and `pull`): 2 ranks 64 KiB 4.3 and 5.6 µs
+/// (16), 1 MiB 62 and 81 µs (142), 64 MiB 7.2 and 7.7 ms (13.3); 4 ranks 22 and 20 µs, 198 and 192 µs, 21 and 18 ms; 8 ranks 65
+/// and 54 µs, 571 and 510 µs, 52 and 52 ms. The one wait of a window that `tree` has is for one rank after the other, which
+/// costs where they have to take turns on the cores. The kernel reads other processes' memory here at a third of the speed
+/// of a copy.
 fn choose(
     call: &Call,
     ranks: usize,
@@ -48,7 +49,8 @@ fn choose(
     if ranks <= cores && call.bytes() >= SHORTEST_PULL && reading_pays()? {
         return Ok(Form::Pull);
     }
-    Ok(if call.operation.order == Order::Rank { Form::Windows } else { Form::Tree })
+    let takes_turns = ranks > cores;
+    Ok(if call.operation.order == Order::Rank || takes_turns { Form::Windows } else { Form::Tree })
 }
 
 /// Runs an operation in which some rank's buffer is private.

@@ -245,7 +245,7 @@ fn the_choice() {
     assert_eq!(choose(all_reduce(Order::Auto, long), 2, true), Form::Pull);
     assert_eq!(choose(all_reduce(Order::Auto, long), 2, false), Form::Tree);
     assert_eq!(choose(all_reduce(Order::Auto, short), 2, true), Form::Tree);
-    assert_eq!(choose(all_reduce(Order::Fastest, long), 8, true), Form::Tree);
+    assert_eq!(choose(all_reduce(Order::Fastest, long), 8, true), Form::Windows);
     assert_eq!(choose(all_reduce(Order::Rank, long), 8, true), Form::Windows);
     assert_eq!(choose(call(Kind::Reduce, Order::Auto, long), 2, true), Form::Windows);
 }

@@ -2,8 +2,8 @@
 //! done by the rank of its last operand, and every rank then copies the result to its own buffer. Half of the operands
 //! are never copied, the sums in between stay in the caches, and each rank waits about once for each window.
 //!
-//! Groups of ranks with an accumulator for each core, whose results every rank adds up, were slower on two cores in every
-//! case: all ranks then read several accumulators, and those of a group can only work one after another.
+//! Groups of ranks with an accumulator for each core, whose results every rank adds up, were mostly slower on two
+//! cores: all ranks then read several accumulators, and those of a group can only work one after another.
 
 use super::super::Call;
 use crate::error::Result;
