@@ -246,7 +246,7 @@ fn every_transport_between_processes() {
     assert!(names.contains(&"mpi".to_string()));
     // `threads` are no processes, and `auto` is one of the others.
     for transport in names.iter().filter(|name| !matches!(&***name, "auto" | "threads")) {
-        for ranks in [2, 3, 7] {
+        for ranks in 2..=17 {
             let accepted = job(transport, &[ranks]);
             let accepted: Vec<&str> = accepted.iter().map(String::as_str).collect();
             assert_accepted(&accepted, &["hierarchical"]);

@@ -51,6 +51,8 @@ def time_calls(vector, contributed, options):
         started = time.perf_counter()
         distributed.all_reduce(vector)
         seconds.append(time.perf_counter() - started)
+        # A rank that is not back yet must not wait for the copying of others. The broadcast that follows is no barrier.
+        distributed.barrier()
         go_on = torch.tensor([int(time.perf_counter() - begun < options.seconds)])
         distributed.broadcast(go_on, 0)
         if not int(go_on):

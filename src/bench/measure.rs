@@ -156,6 +156,10 @@ impl<'a, T: Number> Bench<'a, T> {
         let begun = Instant::now();
         let (mut last, mut done, mut batch) = (None, 0, 1);
         loop {
+            if last.is_some() && self.flags.refresh == Refresh::Rewrite {
+                // Where ranks take turns on the cores, one that is not back yet must not wait for the rewriting of others.
+                communicator.barrier()?;
+            }
             self.refresh(row);
             let said = Member {
                 transfer_seconds: last.unwrap_or_default(),

@@ -11,8 +11,11 @@ use rustix::thread::futex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-/// Looks without giving up the core; more only takes it from the rank that is waited for.
+/// Looks without giving up the core, where each rank has one.
 const SPINS: u32 = 32;
+
+/// The same where ranks take turns: more would only take the core from the rank that is waited for.
+const SPINS_IN_TURN: u32 = 4;
 
 /// How long ranks that have a core each yield before they sleep.
 const YIELDS_ALONE: Duration = Duration::from_micros(100);
@@ -63,7 +66,8 @@ impl Domain {
         is_missing: impl Fn(Rank) -> bool,
         wait: &Wait<'_>,
     ) -> Result<()> {
-        for _ in 0..SPINS {
+        let has_a_core = self.size() <= self.cores;
+        for _ in 0..if has_a_core { SPINS } else { SPINS_IN_TURN } {
             if is_ready() {
                 return Ok(());
             }
@@ -72,7 +76,7 @@ impl Domain {
         let begun = Instant::now();
         // After about 2n yields every rank that could run has run. With a core for each, yields cost little, and waking a
         // core that has gone to sleep costs tens of microseconds.
-        let most = if self.size() <= self.cores { YIELDS_ALONE } else { Duration::ZERO };
+        let most = if has_a_core { YIELDS_ALONE } else { Duration::ZERO };
         let mut yields = 0;
         while yields < 2 * self.size() || begun.elapsed() < most {
             std::thread::yield_now();
