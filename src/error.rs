@@ -128,6 +128,7 @@ impl Error {
     }
 
     /// Whether it is about a rank that did not come, or is gone.
+    #[cfg(feature = "mpi")]
     pub(crate) fn concerns_a_peer(&self) -> bool {
         matches!(self, Error::PeerLost { .. } | Error::Stalled { .. })
     }
