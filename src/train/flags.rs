@@ -142,7 +142,9 @@ pub struct Flags {
     /// The order of summation: auto, canonical, rank, fastest [default: auto]
     #[arg(long, env = "ESYNC_ORDER", value_parser = order, help_heading = "Communication", hide_short_help = true)]
     pub order: Option<Order>,
-    /// What the numbers of an exchange travel as: f32, f16, bf16, int8. All but f32 round them, and are summed by the owner of each part, whatever --collective is [default: f32]
+    /// What an exchange's numbers travel as: f32, f16, bf16, int8
+    ///
+    /// All but f32 round them, and are summed by the owner of each part, whatever --collective is [default: f32].
     #[arg(long, env = "ESYNC_WIRE", value_name = "FORMAT", help_heading = "Communication")]
     pub wire: Option<WireFormat>,
     /// Where the bytes travel [default: auto]
@@ -161,7 +163,7 @@ pub struct Flags {
     #[arg(long, env = "ESYNC_TIMEOUT", value_name = "TIME", help_heading = "Communication")]
     pub timeout: Option<Seconds>,
 
-    /// Run as this many threads of one process, or processes with --transport shm, without MPI
+    /// Run as threads of one process, or processes with --transport shm
     #[arg(long, env = "ESYNC_RANKS", value_name = "N", help_heading = "Run")]
     pub ranks: Option<usize>,
     /// The model [default: mlp]
