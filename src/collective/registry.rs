@@ -8,19 +8,6 @@ use crate::error::{Error, Result};
 use crate::transport::{Rank, Transport};
 use std::sync::Arc;
 
-/// The names of all algorithms, as on the command line.
-pub const COLLECTIVE_NAMES: &[&str] = &[
-    "ring",
-    "butterfly",
-    "binary-blocks",
-    "parameter-server",
-    "recursive-doubling",
-    "circulant",
-    "double-tree",
-    "hierarchical",
-    "native",
-];
-
 /// What `--collective` takes: the choice among all algorithms, and each of them.
 pub const COLLECTIVE_CHOICES: &[&str] = &[
     "auto",
@@ -34,6 +21,9 @@ pub const COLLECTIVE_CHOICES: &[&str] = &[
     "hierarchical",
     "native",
 ];
+
+/// The names of all algorithms, as on the command line: the choices without `auto`.
+pub const COLLECTIVE_NAMES: &[&str] = COLLECTIVE_CHOICES.split_at(1).1;
 
 /// The algorithm of that name. `servers` is how many ranks hold shards in `parameter-server` (`None`: all); the other
 /// algorithms have no servers.
