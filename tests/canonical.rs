@@ -215,7 +215,8 @@ fn a_rank_of_a_job() {
         if rank == 0 {
             // Into a file: the launcher mixes the standard outputs of its processes within lines.
             let report = std::env::var(REPORT).expect("started as a rank of a job");
-            std::fs::write(report, format!("{transport} {}", accepted.join(" "))).expect("a folder to write to");
+            std::fs::write(report, format!("{transport} {}", accepted.join(" ")))
+                .expect("a folder to write to");
         }
     }
 }
@@ -232,7 +233,16 @@ fn job(transport: &str, hosts: &[usize]) -> BTreeSet<String> {
             command.arg(":");
         }
         command
-            .args(["-n", &ranks.to_string(), "-x", JOB, "-x", REPORT, "-x", &format!("ESYNC_HOST=host{host}")])
+            .args([
+                "-n",
+                &ranks.to_string(),
+                "-x",
+                JOB,
+                "-x",
+                REPORT,
+                "-x",
+                &format!("ESYNC_HOST=host{host}"),
+            ])
             .arg(&program);
         command.args(["a_rank_of_a_job", "--exact", "--ignored", "--nocapture", "--test-threads=1"]);
     }

@@ -130,6 +130,8 @@ fn letter(action: &Action) -> char {
         Action::Begin { .. } => 'B',
         Action::Finish { .. } => 'F',
         Action::Push { .. } => 'P',
+        Action::BeginPush { .. } => 'p',
+        Action::FinishPush { .. } => 'f',
         Action::Pull { .. } => 'L',
         Action::Evaluate => 'e',
         Action::SetBatch { .. } => 'b',

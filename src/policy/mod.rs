@@ -8,6 +8,8 @@
 //! - Time enters as durations that a worker measured; a coordinator is told its own time with every call. Clocks of
 //!   different hosts are never compared.
 
+mod mode;
+mod options;
 mod outer;
 mod reason;
 mod replica;
@@ -20,6 +22,8 @@ pub mod esync;
 pub mod local;
 pub mod sync;
 
+pub use mode::{Job, MODE_NAMES, MODES, Mode, Scheme};
+pub use options::PolicyOptions;
 pub use outer::{Outer, OuterOptimiser};
 pub use reason::Reason;
 pub use replica::{Begun, Float, Replica};

@@ -94,7 +94,23 @@ pub enum Action {
         /// Which parameters.
         fragment: Fragment,
     },
-    /// Fetch the server's parameters. Answered by [`WorkerEvent::Pulled`].
+    /// Send to the parameter server, and go on while it travels. Answered by [`WorkerEvent::PushBegun`] at once; the verdict
+    /// is fetched by [`Action::FinishPush`]. One push at a time.
+    BeginPush {
+        /// What travels.
+        payload: Payload,
+        /// Which parameters.
+        fragment: Fragment,
+    },
+    /// Ask for the verdict of the push that was begun. Answered by [`WorkerEvent::Replied`], or by [`WorkerEvent::NotYet`]
+    /// if it is not there and `wait` is false.
+    FinishPush {
+        /// Whether to wait for it.
+        wait: bool,
+    },
+    /// Put the server's parameters in place. After [`Reply::Pull`] they are here already: they travelled with the reply, as
+    /// they were when the server sent it. Without it the server is asked ([`Report::PullRequested`]). Answered by
+    /// [`WorkerEvent::Pulled`].
     Pull {
         /// How they meet the local ones.
         install: Install,
@@ -170,6 +186,10 @@ pub enum WorkerEvent {
         /// All ranks agreed to stop after this exchange (a budget, a target, a request).
         stop: bool,
     },
+    /// A push is on its way.
+    PushBegun,
+    /// The verdict of the push that was begun is not here yet.
+    NotYet,
     /// The server's parameters are in place.
     Pulled {
         /// The server's version.
@@ -248,7 +268,8 @@ pub enum Reply {
     Train,
     /// Enter the exchange.
     Synchronize,
-    /// Fetch the parameters.
+    /// The parameters of this moment are the worker's: they travel with this reply, and its next [`Action::Pull`] puts them
+    /// in place.
     Pull,
     /// Go on; nothing to fetch.
     Continue,

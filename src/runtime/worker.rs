@@ -314,7 +314,11 @@ impl Worker {
                 Action::Finish { exchange, install, .. } => {
                     self.finish(exchange, install, model, observer)?
                 }
-                Action::Push { .. } | Action::Pull { .. } | Action::Wait => {
+                Action::Push { .. }
+                | Action::BeginPush { .. }
+                | Action::FinishPush { .. }
+                | Action::Pull { .. }
+                | Action::Wait => {
                     return Err(self.cannot("use a parameter server: there is none"));
                 }
                 Action::Evaluate | Action::SetBatch { .. } => {

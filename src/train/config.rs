@@ -1,6 +1,6 @@
 //! The resolved configuration: every value known, checked against each other.
 
-use super::flags::{Flags, MODE_NAMES, Progress, Seconds, TransportChoice};
+use super::flags::{Flags, Progress, Seconds, TransportChoice};
 use super::heterogeneity::{SlowLinks, SlowRanks};
 use crate::collective::{
     Auto, COLLECTIVE_CHOICES, Collective, CommunicatorOptions, Order, collective_by_name,
@@ -8,10 +8,7 @@ use crate::collective::{
 use crate::data::{DATASET_NAMES, Split};
 use crate::error::{Error, Result};
 use crate::learner::NETWORK_NAMES;
-use crate::policy::esync::{EsyncWorker, Planning, Settings};
-use crate::policy::local::LocalWorker;
-use crate::policy::sync::SyncWorker;
-use crate::policy::{Outer, Weighting, WorkerPolicy};
+use crate::policy::{Mode, Outer, PolicyOptions, Weighting};
 use crate::reduce::WireFormat;
 use serde::Serialize;
 use std::path::PathBuf;
@@ -24,8 +21,8 @@ use std::time::Duration;
 #[expect(missing_docs, reason = "each field is the flag of the same name, documented there")]
 pub struct Config {
     pub mode: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub max_local_steps: Option<u64>,
+    #[serde(flatten)]
+    pub policy: PolicyOptions,
     pub weighting: Weighting,
     pub outer: Outer,
     pub global_lr: f64,
@@ -83,7 +80,7 @@ impl Config {
         let no_budget = flags.epochs.is_none() && flags.max_samples.is_none() && flags.max_seconds.is_none();
         let config = Config {
             mode: flags.mode.unwrap_or_else(|| "esync".into()),
-            max_local_steps: flags.max_local_steps,
+            policy: PolicyOptions { max_local_steps: flags.max_local_steps, ..PolicyOptions::default() },
             weighting: flags.weighting.unwrap_or_default(),
             outer: flags.outer.unwrap_or_default(),
             global_lr: flags.global_lr.unwrap_or(1.0),
@@ -135,7 +132,7 @@ impl Config {
                 Err(Error::Usage(format!("--{flag} is `{value}`; it must be one of: {}", names.join(", "))))
             }
         };
-        known("mode", &self.mode, &MODE_NAMES)?;
+        Mode::by_name(&self.mode)?;
         known("collective", &self.collective, COLLECTIVE_CHOICES)?;
         known("network", &self.network, &NETWORK_NAMES)?;
         known("dataset", &self.dataset, &DATASET_NAMES)?;
@@ -144,7 +141,7 @@ impl Config {
         positive("epochs", self.epochs)?;
         positive("max-seconds", self.max_seconds)?;
         positive("max-samples", self.max_samples.map(|n| n as f64))?;
-        positive("max-local-steps", self.max_local_steps.map(|n| n as f64))?;
+        positive("max-local-steps", self.policy.max_local_steps.map(|n| n as f64))?;
         positive("batch-size", Some(self.batch_size as f64))?;
         positive("eval-every", Some(self.eval_every as f64))?;
         positive("ranks", self.ranks.map(|n| n as f64))?;
@@ -166,7 +163,7 @@ impl Config {
                     .into(),
             ));
         }
-        if self.mode != "esync" && self.max_local_steps.is_some() {
+        if self.mode != "esync" && self.policy.max_local_steps.is_some() {
             return Err(Error::Usage(format!("--max-local-steps has no meaning in --mode {}", self.mode)));
         }
         if self.servers.is_some() && self.collective != "parameter-server" {
@@ -201,24 +198,6 @@ impl Config {
             )));
         }
         Ok(())
-    }
-
-    /// The policy of this mode.
-    ///
-    /// # Errors
-    /// `Usage` for an unknown mode.
-    pub fn policy(&self, planning: Planning) -> Result<Box<dyn WorkerPolicy>> {
-        match self.mode.as_str() {
-            "esync" => Ok(Box::new(EsyncWorker::new(self.settings(planning)))),
-            "sync" => Ok(Box::new(SyncWorker::default())),
-            "local" => Ok(Box::new(LocalWorker)),
-            other => Err(Error::Usage(format!("unknown mode `{other}`"))),
-        }
-    }
-
-    /// ESync's settings.
-    pub fn settings(&self, planning: Planning) -> Settings {
-        Settings { planning, max_local_steps: self.max_local_steps, ..Settings::default() }
     }
 
     /// The communicator's options.

@@ -5,7 +5,7 @@ use crate::collective::{COLLECTIVE_CHOICES, Order};
 use crate::data::{DATASET_NAMES, Split};
 use crate::error::{Error, Result};
 use crate::learner::NETWORK_NAMES;
-use crate::policy::{Outer, Weighting};
+use crate::policy::{MODE_NAMES, Outer, Weighting};
 use crate::reduce::WireFormat;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
@@ -13,9 +13,6 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
-
-/// What `--mode` takes.
-pub const MODE_NAMES: [&str; 3] = ["esync", "sync", "local"];
 
 /// What `--transport` takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Serialize, Deserialize)]

@@ -17,7 +17,7 @@ mod run;
 mod watcher;
 
 pub use config::Config;
-pub use flags::{Flags, MODE_NAMES, Progress, TransportChoice};
+pub use flags::{Flags, Progress, TransportChoice};
 pub use heterogeneity::{SlowLinks, SlowRanks, Slowness};
 pub use launch::{first_failure, run_ranks};
 pub use metrics::Metrics;

@@ -10,8 +10,8 @@ use crate::data::{Dataset, load, partition};
 use crate::error::{Error, Result};
 use crate::files::write_atomically;
 use crate::learner::{Learner, Memory, TorchLearner, TorchOptions, set_threads, weights};
-use crate::policy::Update;
-use crate::policy::esync::Planning;
+use crate::policy::esync::{Planning, Settings};
+use crate::policy::{Job, Mode, PolicyOptions, Update};
 use crate::runtime::{Activity, ExchangeOptions, Mechanism, Next, Observed, Step, Worker, establish};
 use crate::transport::Transport;
 use serde_json::json;
@@ -78,11 +78,21 @@ pub fn train(config: &Config, transport: Arc<dyn Transport>, signals: &Signals) 
     let mut notice = None;
     let mut state_server = None;
     if config.mode == "esync" && size > 1 {
-        let settings = config.settings(Planning::StateServer);
+        let settings = Settings { max_local_steps: config.policy.max_local_steps, ..Settings::default() };
         let established = establish(&mut communicator, &settings, &step_seconds, Mechanism::Auto)?;
         (state_server, notice) = (established.state_server, established.notice);
     }
     let planning = if state_server.is_some() { Planning::StateServer } else { Planning::Ahead };
+    let mode = Mode::by_name(&config.mode)?;
+    let policy = PolicyOptions { planning: Some(planning), ..config.policy.clone() };
+    let job = Job {
+        size,
+        step_seconds: step_seconds.clone(),
+        shard_samples: shard_samples.clone().into(),
+        batch_size: config.batch_size,
+        learning_rate: config.learning_rate,
+        budget_samples: config.sample_budget(dataset.train.len()),
+    };
     let options = ExchangeOptions {
         weighting: config.weighting,
         outer: config.outer,
@@ -90,7 +100,7 @@ pub fn train(config: &Config, transport: Arc<dyn Transport>, signals: &Signals) 
         shard_samples,
     };
     let mut worker =
-        Worker::new(config.policy(planning)?, communicator, state_server, options, &mut learner)?;
+        Worker::new(mode.worker(&policy, &job, rank)?, communicator, state_server, options, &mut learner)?;
 
     let limits = Limits::new(config, dataset.train.len());
     let reporter = Reporter::new(config.progress, config.report_every.0, rank == 0, limits.samples);

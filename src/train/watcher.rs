@@ -260,6 +260,8 @@ fn action_name(action: &Action) -> &'static str {
         Action::Begin { .. } => "begin",
         Action::Finish { .. } => "finish",
         Action::Push { .. } => "push",
+        Action::BeginPush { .. } => "begin-push",
+        Action::FinishPush { .. } => "finish-push",
         Action::Pull { .. } => "pull",
         Action::Evaluate => "evaluate",
         Action::SetBatch { .. } => "set-batch",

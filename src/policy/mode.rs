@@ -1,0 +1,108 @@
+//! The modes by name: what `--mode` takes, and what each of them needs to run.
+
+use super::esync::{EsyncWorker, Planning, Settings};
+use super::local::LocalWorker;
+use super::options::PolicyOptions;
+use super::sync::SyncWorker;
+use super::{Coordinator, WorkerPolicy};
+use crate::error::{Error, Result};
+use crate::transport::Rank;
+use std::sync::Arc;
+
+/// How a mode's workers meet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Scheme {
+    /// Never: one worker alone.
+    Alone,
+    /// In exchanges that all ranks enter (an all-reduce).
+    Rounds,
+    /// At a parameter server, each for itself.
+    Server,
+}
+
+/// One choice of `--mode`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mode {
+    /// Its name.
+    pub name: &'static str,
+    /// How its workers meet.
+    pub scheme: Scheme,
+}
+
+/// Every mode.
+pub const MODES: [Mode; 3] = [
+    Mode { name: "esync", scheme: Scheme::Rounds },
+    Mode { name: "sync", scheme: Scheme::Rounds },
+    Mode { name: "local", scheme: Scheme::Alone },
+];
+
+/// What `--mode` takes.
+pub const MODE_NAMES: [&str; MODES.len()] = {
+    let mut names = [""; MODES.len()];
+    let mut index = 0;
+    while index < MODES.len() {
+        names[index] = MODES[index].name;
+        index += 1;
+    }
+    names
+};
+
+/// What a policy is told of the job before it begins. All ranks know the same.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Job {
+    /// How many workers there are.
+    pub size: usize,
+    /// Every worker's seconds for one warm-up step, in rank order.
+    pub step_seconds: Arc<[f64]>,
+    /// Samples of every worker's shard, in rank order.
+    pub shard_samples: Arc<[u64]>,
+    /// Samples per mini-batch and worker.
+    pub batch_size: usize,
+    /// The local optimiser's learning rate.
+    pub learning_rate: f64,
+    /// The budget in samples of all workers, if there is one.
+    pub budget_samples: Option<u64>,
+}
+
+impl Mode {
+    /// The mode of this name.
+    ///
+    /// # Errors
+    /// `Usage` with all names.
+    pub fn by_name(name: &str) -> Result<Mode> {
+        MODES.into_iter().find(|mode| mode.name == name).ok_or_else(|| {
+            Error::Usage(format!("--mode is `{name}`; it must be one of: {}", MODE_NAMES.join(", ")))
+        })
+    }
+
+    /// What runs on worker `rank`.
+    ///
+    /// # Errors
+    /// `Usage` if an option does not fit this mode or this job.
+    pub fn worker(self, options: &PolicyOptions, job: &Job, rank: Rank) -> Result<Box<dyn WorkerPolicy>> {
+        let _ = (job, rank);
+        match self.name {
+            "esync" => Ok(Box::new(EsyncWorker::new(esync_settings(options)))),
+            "sync" => Ok(Box::new(SyncWorker::default())),
+            "local" => Ok(Box::new(LocalWorker)),
+            other => Err(Error::Internal(format!("mode `{other}` has no worker"))),
+        }
+    }
+
+    /// The parameter server's rule, for modes whose [`scheme`](Mode::scheme) is [`Scheme::Server`].
+    ///
+    /// # Errors
+    /// `Usage` if an option does not fit this mode or this job.
+    pub fn coordinator(self, options: &PolicyOptions, job: &Job) -> Result<Option<Box<dyn Coordinator>>> {
+        let _ = (options, job);
+        Ok(None)
+    }
+}
+
+fn esync_settings(options: &PolicyOptions) -> Settings {
+    Settings {
+        planning: options.planning.unwrap_or(Planning::StateServer),
+        max_local_steps: options.max_local_steps,
+        ..Settings::default()
+    }
+}
