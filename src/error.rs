@@ -95,6 +95,19 @@ pub enum Error {
         loss: f64,
     },
 
+    /// A worker pushed something that is not a number to a parameter server.
+    #[error(
+        "rank {rank} diverged: element {element} of its push is {value}; lower the learning rate, or look at the data of that rank"
+    )]
+    DivergedPush {
+        /// Whose push.
+        rank: Rank,
+        /// The first such element.
+        element: usize,
+        /// What it is (NaN or infinite).
+        value: f32,
+    },
+
     /// Training failed for another reason.
     #[error("{0}")]
     Training(String),
@@ -118,7 +131,7 @@ impl Error {
             Error::Data { .. } => 4,
             Error::PeerLost { .. } => 5,
             Error::Stalled { .. } => 6,
-            Error::Diverged { .. } => 7,
+            Error::Diverged { .. } | Error::DivergedPush { .. } => 7,
         }
     }
 

@@ -100,3 +100,37 @@ fn narrow_wires_allocate_nothing_either() {
         }
     }
 }
+
+#[test]
+fn a_server_allocates_nothing_after_the_first_push() {
+    use esync::policy::{Payload, PushRule, Store};
+
+    let values = vec![0.5_f32; 10_000];
+    let compensated =
+        |mean_square_decay| PushRule::DelayCompensated { learning_rate: 0.1, lambda: 1.0, mean_square_decay };
+    let rules = [
+        (Payload::Delta, PushRule::Add { scale: 0.5 }),
+        (Payload::Delta, PushRule::Buffer { scale: 0.5 }),
+        (Payload::Gradient, compensated(None)),
+        (Payload::Gradient, compensated(Some(0.95))),
+        (Payload::Parameters, PushRule::LossWeighted),
+        (
+            Payload::Delta,
+            PushRule::DelayedNesterov { period: 2, learning_rate: 0.7, momentum: 0.9, carry: 0.0 },
+        ),
+        (Payload::Parameters, PushRule::Elastic { alpha: 0.1 }),
+        (Payload::Delta, PushRule::Discard),
+    ];
+    for (payload, rule) in rules {
+        let mut store = Store::new(&values, 9_000, 2).unwrap().with_backups();
+        let mut push_and_pull = || {
+            store.apply(1, payload, &values, rule, &mut |_| Ok(1.0)).unwrap();
+            store.publish().unwrap();
+            std::hint::black_box(store.pull(1));
+        };
+        push_and_pull();
+        let before = REQUESTS.get();
+        (0..10).for_each(|_| push_and_pull());
+        assert_eq!(REQUESTS.get(), before, "{rule:?}");
+    }
+}

@@ -207,8 +207,9 @@ fn dc_asgd_pushes_gradients_and_pulls() {
         Action::Push { payload, .. } => {
             let loss = if discarded == 0 { f64::NAN } else { 1.0 };
             let (payload, local_steps, samples) = (*payload, LocalSteps(1), 16);
-            let seconds_since_push = 0.1;
-            let report = Report::Pushed { payload, local_steps, samples, loss, seconds_since_push, base };
+            let (seconds_since_push, norm) = (0.1, 1.0);
+            let report =
+                Report::Pushed { payload, local_steps, samples, loss, seconds_since_push, base, norm };
             apply(server.on(Duration::ZERO, 0, report), |rule| match rule {
                 PushRule::Discard => discarded += 1,
                 _ => version += 1,
@@ -352,8 +353,9 @@ fn hermes_gates_its_pushes_and_sizes_its_batches() {
         Action::Push { payload, .. } => {
             assert_eq!(*payload, Payload::Parameters);
             let (payload, local_steps, samples, loss) = (*payload, LocalSteps(2), 32, 1.0);
-            let (seconds_since_push, base) = (0.6, Versions(0));
-            let report = Report::Pushed { payload, local_steps, samples, loss, seconds_since_push, base };
+            let (seconds_since_push, base, norm) = (0.6, Versions(0), 1.0);
+            let report =
+                Report::Pushed { payload, local_steps, samples, loss, seconds_since_push, base, norm };
             let directives = server.on(Duration::ZERO, 0, report);
             assert!(matches!(
                 directives[..],

@@ -14,6 +14,7 @@ mod outer;
 mod reason;
 mod replica;
 mod smoothed;
+mod store;
 mod units;
 mod vocabulary;
 mod weighting;
@@ -28,6 +29,7 @@ pub use outer::{Outer, OuterOptimiser};
 pub use reason::Reason;
 pub use replica::{Begun, Float, Replica};
 pub use smoothed::Smoothed;
+pub use store::{Store, norm};
 pub use units::{Clocks, LocalSteps, Versions};
 pub use vocabulary::{
     Action, Directive, ExchangeId, Fragment, Install, MemberReport, Payload, PushRule, Reply, Report, Update,

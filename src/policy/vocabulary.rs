@@ -242,6 +242,8 @@ pub enum Report {
         seconds_since_push: f64,
         /// The server's version that the worker's anchor came from.
         base: Versions,
+        /// Euclidean norm of what it sent, without the statistics ([`norm`](super::norm)): coordinators see no values.
+        norm: f64,
     },
     /// The worker asks for parameters.
     PullRequested,
@@ -291,7 +293,8 @@ pub enum Reply {
     Stop,
 }
 
-/// How a server applies a push to its parameters `w`. `u` is what was pushed: −η·gradient or a delta.
+/// How a server applies a push to its parameters `w`. `u` is what was pushed, as it is: a delta, or a gradient (whose scale
+/// then holds −η).
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub enum PushRule {
     /// `w ← w + scale · u` (ASGD, SSP, ADSP, bounded delay).
