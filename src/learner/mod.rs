@@ -67,6 +67,9 @@ pub trait Learner {
     /// Applies the gradient with the local optimiser, once.
     fn apply_gradient(&mut self);
 
+    /// Changes the local optimiser's learning rate from the next update on; its other state stays.
+    fn set_learning_rate(&mut self, learning_rate: f64);
+
     /// Measures the loss and accuracy of the present parameters on part `part` (from 0) of `parts` of the test set. The
     /// sums of all parts are those of the whole set. Nothing is changed.
     ///

@@ -128,6 +128,10 @@ impl Learner for Quadratic {
         self.sgd.step(&mut self.parameters[..self.layout.trainable], &self.gradient);
     }
 
+    fn set_learning_rate(&mut self, learning_rate: f64) {
+        self.sgd.set_learning_rate(learning_rate);
+    }
+
     fn evaluate(&mut self, part: usize, parts: usize) -> Result<Evaluation> {
         let dimension = self.options.dimension;
         let range = share(dimension, part, parts)?;

@@ -201,6 +201,10 @@ impl Learner for TorchLearner {
         }
     }
 
+    fn set_learning_rate(&mut self, learning_rate: f64) {
+        self.sgd.set_learning_rate(learning_rate);
+    }
+
     fn evaluate(&mut self, part: usize, parts: usize) -> Result<Evaluation> {
         let range = share(self.dataset.test.len(), part, parts)?;
         let mut total = Evaluation::default();

@@ -13,21 +13,26 @@ mod options;
 mod outer;
 mod reason;
 mod replica;
+mod schedule;
 mod smoothed;
 mod store;
 mod units;
 mod vocabulary;
 mod weighting;
 
+pub mod diloco;
 pub mod esync;
 pub mod local;
+pub mod local_sgd;
+pub mod rounds;
 pub mod sync;
 
 pub use mode::{Job, MODE_NAMES, MODES, Mode, Scheme};
-pub use options::PolicyOptions;
+pub use options::{PolicyOptions, Preset};
 pub use outer::{Outer, OuterOptimiser};
 pub use reason::Reason;
 pub use replica::{Begun, Float, Replica};
+pub use schedule::{LearningRate, Schedule};
 pub use smoothed::Smoothed;
 pub use store::{Store, norm};
 pub use units::{Clocks, LocalSteps, Versions};
@@ -35,6 +40,7 @@ pub use vocabulary::{
     Action, Directive, ExchangeId, Fragment, Install, MemberReport, Payload, PushRule, Reply, Report, Update,
     WorkerEvent,
 };
+use weighting::by_name;
 pub use weighting::{Weighting, weights};
 
 use crate::transport::Rank;

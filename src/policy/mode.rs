@@ -1,10 +1,12 @@
 //! The modes by name: what `--mode` takes, and what each of them needs to run.
 
+use super::diloco;
 use super::esync::{EsyncWorker, Planning, Settings};
 use super::local::LocalWorker;
+use super::local_sgd::{LocalSgd, PostLocalSgd};
 use super::options::PolicyOptions;
 use super::sync::SyncWorker;
-use super::{Coordinator, WorkerPolicy};
+use super::{Coordinator, Outer, WorkerPolicy};
 use crate::error::{Error, Result};
 use crate::transport::Rank;
 use std::sync::Arc;
@@ -30,10 +32,13 @@ pub struct Mode {
 }
 
 /// Every mode.
-pub const MODES: [Mode; 3] = [
+pub const MODES: [Mode; 6] = [
     Mode { name: "esync", scheme: Scheme::Rounds },
     Mode { name: "sync", scheme: Scheme::Rounds },
     Mode { name: "local", scheme: Scheme::Alone },
+    Mode { name: "local-sgd", scheme: Scheme::Rounds },
+    Mode { name: "post-local-sgd", scheme: Scheme::Rounds },
+    Mode { name: "diloco", scheme: Scheme::Rounds },
 ];
 
 /// What `--mode` takes.
@@ -75,16 +80,27 @@ impl Mode {
         })
     }
 
+    /// The outer optimiser, if none is asked for. Its rate is then [`Outer::default_learning_rate`].
+    pub fn default_outer(self) -> Outer {
+        match self.name {
+            "diloco" => Outer::Nesterov,
+            _ => Outer::Sgd,
+        }
+    }
+
     /// What runs on worker `rank`.
     ///
     /// # Errors
     /// `Usage` if an option does not fit this mode or this job.
     pub fn worker(self, options: &PolicyOptions, job: &Job, rank: Rank) -> Result<Box<dyn WorkerPolicy>> {
-        let _ = (job, rank);
+        let _ = rank;
         match self.name {
             "esync" => Ok(Box::new(EsyncWorker::new(esync_settings(options)))),
             "sync" => Ok(Box::new(SyncWorker::default())),
             "local" => Ok(Box::new(LocalWorker)),
+            "local-sgd" => Ok(Box::new(LocalSgd::from_options(options))),
+            "post-local-sgd" => Ok(Box::new(PostLocalSgd::from_options(options, job)?)),
+            "diloco" => Ok(Box::new(diloco::from_options(options))),
             other => Err(Error::Internal(format!("mode `{other}` has no worker"))),
         }
     }

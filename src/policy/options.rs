@@ -1,12 +1,57 @@
 //! What can be chosen about the policies. The names are those of the flags.
 
+use super::Schedule;
+use super::by_name;
 use super::esync::Planning;
-use serde::Serialize;
+use crate::error::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::{fmt, str::FromStr};
+
+/// Where defaults come from that papers fix in seconds or steps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Preset {
+    /// Seconds are multiples of the straggler's measured step, and steps fit jobs of some dozens: small jobs work too.
+    #[default]
+    Scaled,
+    /// The papers' own numbers.
+    Paper,
+}
+
+impl Preset {
+    /// Every preset.
+    pub const ALL: [Preset; 2] = [Self::Scaled, Self::Paper];
+
+    /// The name on the command line and in files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Scaled => "scaled",
+            Self::Paper => "paper",
+        }
+    }
+}
+
+impl fmt::Display for Preset {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Preset {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        by_name("preset", text, &Self::ALL, Self::name)
+    }
+}
 
 /// The policies' options, each only if it was given: a mode has defaults of its own, and refuses what has no meaning in it.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct PolicyOptions {
+    /// Where defaults come from; the scaled ones, if nothing is said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub preset: Option<Preset>,
     // Rounds.
     /// `esync`: the most local steps in a round.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -17,8 +62,54 @@ pub struct PolicyOptions {
     /// `local-sgd` and its kin, `diloco` and its kin, `easgd`: local steps between two exchanges or pushes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub local_steps: Option<u64>,
+    /// `post-local-sgd`: the share of the sample budget at which rounds become longer than one step.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub switch_at: Option<f64>,
+    /// How the learning rate changes. Not a flag of the policies: the job has one, and some policies go by it.
+    #[serde(skip)]
+    pub schedule: Option<Schedule>,
     // Servers.
     /// `ssp`: the bound in clocks. `bounded-delay`: the bound in versions.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub staleness: Option<u64>,
+}
+
+/// An option: its flag, whether it was given, and the modes in which it has a meaning.
+struct Use {
+    flag: &'static str,
+    given: bool,
+    modes: &'static [&'static str],
+}
+
+impl PolicyOptions {
+    /// The preset in force.
+    pub fn preset(&self) -> Preset {
+        self.preset.unwrap_or_default()
+    }
+
+    /// Refuses options that have no meaning in `mode`.
+    ///
+    /// # Errors
+    /// `Usage` with the option and the modes that it belongs to.
+    pub fn check_for(&self, mode: &str) -> Result<()> {
+        match self.uses().iter().find(|used| used.given && !used.modes.contains(&mode)) {
+            None => Ok(()),
+            Some(used) => Err(Error::Usage(format!(
+                "--{} has no meaning in --mode {mode}; it belongs to {}",
+                used.flag,
+                used.modes.join(", ")
+            ))),
+        }
+    }
+
+    /// One line for each option that not every mode has.
+    fn uses(&self) -> Vec<Use> {
+        let of = |flag, given, modes| Use { flag, given, modes };
+        vec![
+            of("max-local-steps", self.max_local_steps.is_some(), &["esync"]),
+            of("local-steps", self.local_steps.is_some(), &["local-sgd", "post-local-sgd", "diloco"]),
+            of("switch-at", self.switch_at.is_some(), &["post-local-sgd"]),
+            of("preset", self.preset.is_some(), &["post-local-sgd", "diloco"]),
+        ]
+    }
 }

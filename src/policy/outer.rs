@@ -28,6 +28,15 @@ impl Outer {
             Self::Nesterov => "nesterov",
         }
     }
+
+    /// The learning rate that goes with the rule, if none is given: 1 for `sgd`, which then averages, and DiLoCo's 0.7 for
+    /// `nesterov`, whose momentum adds to it.
+    pub fn default_learning_rate(self) -> f64 {
+        match self {
+            Self::Sgd => 1.0,
+            Self::Nesterov => 0.7,
+        }
+    }
 }
 
 impl fmt::Display for Outer {

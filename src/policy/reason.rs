@@ -91,6 +91,13 @@ pub enum Reason {
         /// The bound.
         local_steps: u64,
     },
+    /// Rounds have more than one local step from now on (post-local SGD).
+    RoundsGrow {
+        /// Samples of all workers so far.
+        samples: u64,
+        /// Local steps of a round from now on.
+        local_steps: u64,
+    },
     /// All ranks agreed to stop.
     Agreed,
     /// A budget is spent, or somebody asked to stop.
@@ -152,6 +159,9 @@ impl fmt::Display for Reason {
             }
             Reason::MostLocalSteps { local_steps } => {
                 write!(f, "the upper bound of {local_steps} local steps is reached")
+            }
+            Reason::RoundsGrow { samples, local_steps } => {
+                write!(f, "{samples} samples are done: rounds have {local_steps} local steps from now on")
             }
             Reason::Agreed => write!(f, "all ranks agreed to stop"),
             Reason::StopRequested => write!(f, "a budget is spent or somebody asked to stop"),

@@ -8,7 +8,7 @@ use crate::collective::{
 use crate::data::{DATASET_NAMES, Split};
 use crate::error::{Error, Result};
 use crate::learner::NETWORK_NAMES;
-use crate::policy::{Mode, Outer, PolicyOptions, Weighting};
+use crate::policy::{LearningRate, Mode, Outer, PolicyOptions, Schedule, Weighting};
 use crate::reduce::WireFormat;
 use serde::Serialize;
 use std::path::PathBuf;
@@ -40,6 +40,8 @@ pub struct Config {
     pub network: String,
     pub batch_size: usize,
     pub learning_rate: f64,
+    pub lr_schedule: Schedule,
+    pub warmup: f64,
     pub momentum: f64,
     pub weight_decay: f64,
     pub seed: u64,
@@ -78,12 +80,22 @@ impl Config {
     /// `Usage` with the flag, its value and what it must be.
     pub fn resolve(flags: Flags) -> Result<Config> {
         let no_budget = flags.epochs.is_none() && flags.max_samples.is_none() && flags.max_seconds.is_none();
+        let mode = Mode::by_name(flags.mode.as_deref().unwrap_or("esync"))?;
+        let outer = flags.outer.unwrap_or(mode.default_outer());
+        let lr_schedule = flags.lr_schedule.unwrap_or_default();
         let config = Config {
-            mode: flags.mode.unwrap_or_else(|| "esync".into()),
-            policy: PolicyOptions { max_local_steps: flags.max_local_steps, ..PolicyOptions::default() },
+            mode: mode.name.into(),
+            policy: PolicyOptions {
+                preset: flags.preset,
+                max_local_steps: flags.max_local_steps,
+                local_steps: flags.local_steps,
+                switch_at: flags.switch_at,
+                schedule: Some(lr_schedule.clone()),
+                ..PolicyOptions::default()
+            },
             weighting: flags.weighting.unwrap_or_default(),
-            outer: flags.outer.unwrap_or_default(),
-            global_lr: flags.global_lr.unwrap_or(1.0),
+            outer,
+            global_lr: flags.global_lr.unwrap_or(outer.default_learning_rate()),
             collective: flags.collective.unwrap_or_else(|| "auto".into()),
             topology: flags.topology,
             order: flags.order.unwrap_or_default(),
@@ -95,6 +107,8 @@ impl Config {
             network: flags.network.unwrap_or_else(|| "mlp".into()),
             batch_size: flags.batch_size.unwrap_or(32),
             learning_rate: flags.learning_rate.unwrap_or(0.05),
+            lr_schedule,
+            warmup: flags.warmup.unwrap_or(0.0),
             momentum: flags.momentum.unwrap_or(0.9),
             weight_decay: flags.weight_decay.unwrap_or(0.0),
             seed: flags.seed.unwrap_or(1),
@@ -132,7 +146,6 @@ impl Config {
                 Err(Error::Usage(format!("--{flag} is `{value}`; it must be one of: {}", names.join(", "))))
             }
         };
-        Mode::by_name(&self.mode)?;
         known("collective", &self.collective, COLLECTIVE_CHOICES)?;
         known("network", &self.network, &NETWORK_NAMES)?;
         known("dataset", &self.dataset, &DATASET_NAMES)?;
@@ -142,6 +155,7 @@ impl Config {
         positive("max-seconds", self.max_seconds)?;
         positive("max-samples", self.max_samples.map(|n| n as f64))?;
         positive("max-local-steps", self.policy.max_local_steps.map(|n| n as f64))?;
+        positive("local-steps", self.policy.local_steps.map(|n| n as f64))?;
         positive("batch-size", Some(self.batch_size as f64))?;
         positive("eval-every", Some(self.eval_every as f64))?;
         positive("ranks", self.ranks.map(|n| n as f64))?;
@@ -154,6 +168,7 @@ impl Config {
         share("momentum", self.momentum, "below 1", (0.0..1.0).contains(&self.momentum))?;
         let decay = self.weight_decay;
         share("weight-decay", decay, "any number", decay >= 0.0 && decay.is_finite())?;
+        let switch_at = self.policy.switch_at.unwrap_or(0.0);
         let accuracy = self.target_accuracy.unwrap_or(1.0);
         share("target-accuracy", accuracy, "1", (0.0..=1.0).contains(&accuracy))?;
         if self.mode == "sync" && (self.outer != Outer::Sgd || self.global_lr != 1.0) {
@@ -163,9 +178,16 @@ impl Config {
                     .into(),
             ));
         }
-        if self.mode != "esync" && self.policy.max_local_steps.is_some() {
-            return Err(Error::Usage(format!("--max-local-steps has no meaning in --mode {}", self.mode)));
+        share("switch-at", switch_at, "1", (0.0..=1.0).contains(&switch_at))?;
+        share("warmup", self.warmup, "1", (0.0..=1.0).contains(&self.warmup))?;
+        let is_scheduled = self.lr_schedule != Schedule::Constant || self.warmup > 0.0;
+        if is_scheduled && self.epochs.is_none() && self.max_samples.is_none() {
+            return Err(Error::Usage(
+                "--lr-schedule and --warmup go by shares of the sample budget, and there is none: give --epochs or --max-samples"
+                    .into(),
+            ));
         }
+        self.policy.check_for(&self.mode)?;
         if self.servers.is_some() && self.collective != "parameter-server" {
             return Err(Error::Usage(format!(
                 "--servers belongs to --collective parameter-server, and here it is {}",
@@ -215,6 +237,18 @@ impl Config {
             wire: self.wire,
             timeout: self.timeout.0,
             ..CommunicatorOptions::default()
+        })
+    }
+
+    /// The learning rate over the job, if it changes.
+    pub fn learning_rates(&self, training_samples: usize) -> Option<LearningRate> {
+        let budget_samples = self.sample_budget(training_samples)?;
+        let changes = self.lr_schedule != Schedule::Constant || self.warmup > 0.0;
+        changes.then(|| LearningRate {
+            base: self.learning_rate,
+            schedule: self.lr_schedule.clone(),
+            warmup: self.warmup,
+            budget_samples,
         })
     }
 

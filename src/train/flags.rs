@@ -5,7 +5,7 @@ use crate::collective::{COLLECTIVE_CHOICES, Order};
 use crate::data::{DATASET_NAMES, Split};
 use crate::error::{Error, Result};
 use crate::learner::NETWORK_NAMES;
-use crate::policy::{MODE_NAMES, Outer, Weighting};
+use crate::policy::{MODE_NAMES, Outer, Preset, Schedule, Weighting};
 use crate::reduce::WireFormat;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
@@ -108,13 +108,34 @@ pub struct Flags {
         hide_short_help = true
     )]
     pub max_local_steps: Option<u64>,
+    /// Local steps between two exchanges, for modes that fix them [default: the mode's]
+    #[arg(
+        long,
+        env = "ESYNC_LOCAL_STEPS",
+        value_name = "STEPS",
+        help_heading = "Synchronisation",
+        hide_short_help = true
+    )]
+    pub local_steps: Option<u64>,
+    /// Mode post-local-sgd: the share of the sample budget with one step a round [default: until the first decay, or 0.5]
+    #[arg(
+        long,
+        env = "ESYNC_SWITCH_AT",
+        value_name = "SHARE",
+        help_heading = "Synchronisation",
+        hide_short_help = true
+    )]
+    pub switch_at: Option<f64>,
+    /// Where a mode's defaults come from: scaled to the job, or the paper's own numbers [default: scaled]
+    #[arg(long, env = "ESYNC_PRESET", help_heading = "Synchronisation", hide_short_help = true)]
+    pub preset: Option<Preset>,
     /// How deltas are weighed: uniform, samples, shard, steps [default: uniform]
     #[arg(long, env = "ESYNC_WEIGHTING", help_heading = "Synchronisation", hide_short_help = true)]
     pub weighting: Option<Weighting>,
-    /// How their mean is applied: sgd, nesterov [default: sgd]
+    /// How their mean is applied: sgd, nesterov [default: the mode's; mostly sgd]
     #[arg(long, env = "ESYNC_OUTER", help_heading = "Synchronisation", hide_short_help = true)]
     pub outer: Option<Outer>,
-    /// Learning rate of the exchange [default: 1.0]
+    /// Learning rate of the exchange [default: 1.0, or 0.7 with nesterov]
     #[arg(
         long,
         env = "ESYNC_GLOBAL_LR",
@@ -172,6 +193,20 @@ pub struct Flags {
     /// Learning rate of the local optimiser [default: 0.05]
     #[arg(short, long, visible_aliases = ["lr", "local-lr"], env = "ESYNC_LEARNING_RATE", value_name = "RATE", help_heading = "Run")]
     pub learning_rate: Option<f64>,
+    /// How it changes with the samples of all workers: constant, cosine, or steps:0.5,0.75:0.1 [default: constant]
+    ///
+    /// `steps` multiplies it by the last number at each of these shares of the sample budget.
+    #[arg(
+        long,
+        env = "ESYNC_LR_SCHEDULE",
+        value_name = "SCHEDULE",
+        help_heading = "Run",
+        hide_short_help = true
+    )]
+    pub lr_schedule: Option<Schedule>,
+    /// The share of the sample budget over which it rises from 0 [default: 0]
+    #[arg(long, env = "ESYNC_WARMUP", value_name = "SHARE", help_heading = "Run", hide_short_help = true)]
+    pub warmup: Option<f64>,
     /// Momentum of the local optimiser [default: 0.9]
     #[arg(long, env = "ESYNC_MOMENTUM", help_heading = "Run", hide_short_help = true)]
     pub momentum: Option<f64>,

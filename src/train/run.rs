@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::files::write_atomically;
 use crate::learner::{Learner, Memory, TorchLearner, TorchOptions, set_threads, weights};
 use crate::policy::esync::{Planning, Settings};
-use crate::policy::{Job, Mode, PolicyOptions, Update};
+use crate::policy::{Job, LearningRate, Mode, PolicyOptions, Update};
 use crate::runtime::{Activity, ExchangeOptions, Mechanism, Next, Observed, Step, Worker, establish};
 use crate::transport::Transport;
 use serde_json::json;
@@ -112,7 +112,8 @@ pub fn train(config: &Config, transport: Arc<dyn Transport>, signals: &Signals) 
             watcher.metrics().event("warning", json!({ "text": notice }))?;
         }
     }
-    run_steps(config, &mut worker, &mut learner, &mut watcher, step_seconds)?;
+    let rates = config.learning_rates(dataset.train.len());
+    run_steps(config, rates.as_ref(), &mut worker, &mut learner, &mut watcher, step_seconds)?;
     watcher.finish();
     conclude(config, worker, learner, watcher, out)
 }
@@ -120,15 +121,21 @@ pub fn train(config: &Config, transport: Arc<dyn Transport>, signals: &Signals) 
 /// The training loop.
 fn run_steps(
     config: &Config,
+    rates: Option<&LearningRate>,
     worker: &mut Worker,
     learner: &mut Box<dyn Learner>,
     watcher: &mut Watcher,
     step_seconds: Arc<[f64]>,
 ) -> Result<()> {
-    let rank = worker.communicator().rank();
-    let slowness = config.slow.of(rank, worker.communicator().size())?;
+    let (rank, size) = (worker.communicator().rank(), worker.communicator().size());
+    let slowness = config.slow.of(rank, size)?;
+    // What all ranks know is the last exchange's count; this step's samples are the least that will be added to it.
+    let samples_per_step = (config.batch_size * size) as u64;
     let mut next = worker.begin(step_seconds, learner, watcher)?;
     while let Next::Step { update } = next {
+        if let Some(rates) = rates {
+            learner.set_learning_rate(rates.after(worker.totals().global_samples + samples_per_step));
+        }
         worker.clock().switch(Activity::Compute);
         let outcome = learner.step(update)?;
         let mut seconds = worker.clock().switch(Activity::Slow);
