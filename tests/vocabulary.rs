@@ -31,6 +31,22 @@ fn stepped() -> WorkerEvent {
     WorkerEvent::Stepped { step_seconds: 0.1, samples: 16, loss: 1.0 }
 }
 
+/// Steps take a tenth of a second, and transfers no time.
+fn pushed(payload: Payload, local_steps: LocalSteps, samples: u64, loss: f64, base: Versions) -> Report {
+    let compute_seconds = 0.1 * local_steps.0 as f64;
+    let seconds_since_push = compute_seconds;
+    Report::Pushed {
+        payload,
+        local_steps,
+        samples,
+        loss,
+        seconds_since_push,
+        compute_seconds,
+        base,
+        norm: 1.0,
+    }
+}
+
 /// Fragment f is exchanged every H steps at its own offset, and consumed τ steps later (Douillard et al. 2025).
 struct StreamingDiloco {
     fragments: u64,
@@ -207,9 +223,7 @@ fn dc_asgd_pushes_gradients_and_pulls() {
         Action::Push { payload, .. } => {
             let loss = if discarded == 0 { f64::NAN } else { 1.0 };
             let (payload, local_steps, samples) = (*payload, LocalSteps(1), 16);
-            let (seconds_since_push, norm) = (0.1, 1.0);
-            let report =
-                Report::Pushed { payload, local_steps, samples, loss, seconds_since_push, base, norm };
+            let report = pushed(payload, local_steps, samples, loss, base);
             apply(server.on(Duration::ZERO, 0, report), |rule| match rule {
                 PushRule::Discard => discarded += 1,
                 _ => version += 1,
@@ -353,9 +367,7 @@ fn hermes_gates_its_pushes_and_sizes_its_batches() {
         Action::Push { payload, .. } => {
             assert_eq!(*payload, Payload::Parameters);
             let (payload, local_steps, samples, loss) = (*payload, LocalSteps(2), 32, 1.0);
-            let (seconds_since_push, base, norm) = (0.6, Versions(0), 1.0);
-            let report =
-                Report::Pushed { payload, local_steps, samples, loss, seconds_since_push, base, norm };
+            let report = pushed(payload, local_steps, samples, loss, Versions(0));
             let directives = server.on(Duration::ZERO, 0, report);
             assert!(matches!(
                 directives[..],

@@ -26,6 +26,7 @@ pub mod local;
 pub mod local_sgd;
 pub mod rounds;
 pub mod sync;
+pub mod wbsp;
 
 pub use mode::{Job, MODE_NAMES, MODES, Mode, Scheme};
 pub use options::{PolicyOptions, Preset};

@@ -6,6 +6,7 @@ use super::local::LocalWorker;
 use super::local_sgd::{LocalSgd, PostLocalSgd};
 use super::options::PolicyOptions;
 use super::sync::SyncWorker;
+use super::wbsp::{WbspCoordinator, WbspOverlapWorker, WbspWorker};
 use super::{Coordinator, Outer, WorkerPolicy};
 use crate::error::{Error, Result};
 use crate::transport::Rank;
@@ -32,13 +33,15 @@ pub struct Mode {
 }
 
 /// Every mode.
-pub const MODES: [Mode; 6] = [
+pub const MODES: &[Mode] = &[
     Mode { name: "esync", scheme: Scheme::Rounds },
     Mode { name: "sync", scheme: Scheme::Rounds },
     Mode { name: "local", scheme: Scheme::Alone },
     Mode { name: "local-sgd", scheme: Scheme::Rounds },
     Mode { name: "post-local-sgd", scheme: Scheme::Rounds },
     Mode { name: "diloco", scheme: Scheme::Rounds },
+    Mode { name: "wbsp", scheme: Scheme::Server },
+    Mode { name: "wbsp-overlap", scheme: Scheme::Server },
 ];
 
 /// What `--mode` takes.
@@ -75,7 +78,7 @@ impl Mode {
     /// # Errors
     /// `Usage` with all names.
     pub fn by_name(name: &str) -> Result<Mode> {
-        MODES.into_iter().find(|mode| mode.name == name).ok_or_else(|| {
+        MODES.iter().copied().find(|mode| mode.name == name).ok_or_else(|| {
             Error::Usage(format!("--mode is `{name}`; it must be one of: {}", MODE_NAMES.join(", ")))
         })
     }
@@ -101,6 +104,8 @@ impl Mode {
             "local-sgd" => Ok(Box::new(LocalSgd::from_options(options))),
             "post-local-sgd" => Ok(Box::new(PostLocalSgd::from_options(options, job)?)),
             "diloco" => Ok(Box::new(diloco::from_options(options))),
+            "wbsp" => Ok(Box::new(WbspWorker)),
+            "wbsp-overlap" => Ok(Box::<WbspOverlapWorker>::default()),
             other => Err(Error::Internal(format!("mode `{other}` has no worker"))),
         }
     }
@@ -110,8 +115,13 @@ impl Mode {
     /// # Errors
     /// `Usage` if an option does not fit this mode or this job.
     pub fn coordinator(self, options: &PolicyOptions, job: &Job) -> Result<Option<Box<dyn Coordinator>>> {
-        let _ = (options, job);
-        Ok(None)
+        let _ = options;
+        Ok(match self.name {
+            "wbsp" | "wbsp-overlap" => {
+                Some(Box::new(WbspCoordinator::new(job.size, 1.0 / job.size.max(1) as f64)))
+            }
+            _ => None,
+        })
     }
 }
 

@@ -1,6 +1,7 @@
 //! Why a decision was taken: a value that prints as a sentence.
 
-use super::WorkerEvent;
+use super::wbsp::WbspReason;
+use super::{Versions, WorkerEvent};
 use crate::transport::Rank;
 use std::fmt;
 
@@ -98,6 +99,22 @@ pub enum Reason {
         /// Local steps of a round from now on.
         local_steps: u64,
     },
+    /// The parameter server has decided; its reason stands with its decision.
+    ServerDecided,
+    /// The server's parameters are in place, and training goes on from them.
+    ServerParameters {
+        /// Their version.
+        version: Versions,
+    },
+    /// A worker's loss is not a number: what it pushed would spoil the parameters.
+    NotANumber {
+        /// The loss.
+        loss: f64,
+    },
+    /// The server's rule has nothing to decide about this report.
+    NothingToDecide,
+    /// WBSP.
+    Wbsp(WbspReason),
     /// All ranks agreed to stop.
     Agreed,
     /// A budget is spent, or somebody asked to stop.
@@ -163,6 +180,18 @@ impl fmt::Display for Reason {
             Reason::RoundsGrow { samples, local_steps } => {
                 write!(f, "{samples} samples are done: rounds have {local_steps} local steps from now on")
             }
+            Reason::ServerDecided => write!(f, "the parameter server has decided"),
+            Reason::ServerParameters { version } => {
+                write!(f, "the server's parameters, version {version}, are in place")
+            }
+            Reason::NotANumber { loss } => {
+                write!(
+                    f,
+                    "its loss is {loss}: its push is thrown away, and it begins again from the server's parameters"
+                )
+            }
+            Reason::NothingToDecide => write!(f, "the server has nothing to decide about this"),
+            Reason::Wbsp(reason) => reason.fmt(f),
             Reason::Agreed => write!(f, "all ranks agreed to stop"),
             Reason::StopRequested => write!(f, "a budget is spent or somebody asked to stop"),
             Reason::Unexpected { event } => write!(f, "internal error, please report it: unexpected {event}"),

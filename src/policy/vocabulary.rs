@@ -240,6 +240,9 @@ pub enum Report {
         loss: f64,
         /// Seconds since its last push.
         seconds_since_push: f64,
+        /// Seconds of computing in those steps: what [`WorkerEvent::Stepped`] has told of each, added up. The rest of
+        /// `seconds_since_push` went into transfers and waiting.
+        compute_seconds: f64,
         /// The server's version that the worker's anchor came from.
         base: Versions,
         /// Euclidean norm of what it sent, without the statistics ([`norm`](super::norm)): coordinators see no values.

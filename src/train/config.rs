@@ -8,7 +8,7 @@ use crate::collective::{
 use crate::data::{DATASET_NAMES, Split};
 use crate::error::{Error, Result};
 use crate::learner::NETWORK_NAMES;
-use crate::policy::{LearningRate, Mode, Outer, PolicyOptions, Schedule, Weighting};
+use crate::policy::{LearningRate, Mode, Outer, PolicyOptions, Schedule, Scheme, Weighting};
 use crate::reduce::WireFormat;
 use serde::Serialize;
 use std::path::PathBuf;
@@ -146,6 +146,12 @@ impl Config {
                 Err(Error::Usage(format!("--{flag} is `{value}`; it must be one of: {}", names.join(", "))))
             }
         };
+        if Mode::by_name(&self.mode)?.scheme == Scheme::Server {
+            return Err(Error::Usage(format!(
+                "--mode {} needs a parameter server, and esync-train does not run one yet; choose esync, sync or local",
+                self.mode
+            )));
+        }
         known("collective", &self.collective, COLLECTIVE_CHOICES)?;
         known("network", &self.network, &NETWORK_NAMES)?;
         known("dataset", &self.dataset, &DATASET_NAMES)?;
@@ -319,6 +325,7 @@ mod tests {
         };
         check(Flags { learning_rate: Some(f64::NAN), ..Flags::default() }, "--learning-rate is NaN");
         check(Flags { momentum: Some(1.0), ..Flags::default() }, "--momentum is 1");
+        check(Flags { mode: Some("wbsp".into()), ..Flags::default() }, "needs a parameter server");
         check(Flags { batch_size: Some(0), ..Flags::default() }, "--batch-size is 0");
         check(Flags { servers: Some(2), ..Flags::default() }, "--collective parameter-server");
         check(Flags { target_accuracy: Some(95.0), ..Flags::default() }, "--target-accuracy is 95");
