@@ -1,5 +1,6 @@
 //! The modes by name: what `--mode` takes, and what each of them needs to run.
 
+use super::async_diloco::{self, AsyncDilocoCoordinator, AsyncDilocoWorker};
 use super::diloco;
 use super::esync::{EsyncWorker, Planning, Settings};
 use super::local::LocalWorker;
@@ -42,6 +43,7 @@ pub const MODES: &[Mode] = &[
     Mode { name: "diloco", scheme: Scheme::Rounds },
     Mode { name: "wbsp", scheme: Scheme::Server },
     Mode { name: "wbsp-overlap", scheme: Scheme::Server },
+    Mode { name: "async-diloco", scheme: Scheme::Server },
 ];
 
 /// What `--mode` takes.
@@ -72,6 +74,14 @@ pub struct Job {
     pub budget_samples: Option<u64>,
 }
 
+impl Job {
+    /// Seconds of the slowest worker's warm-up step; 0 if nothing was measured. Times that papers fix in seconds are
+    /// multiples of it.
+    pub fn straggler_seconds(&self) -> f64 {
+        self.step_seconds.iter().copied().filter(|seconds| seconds.is_finite()).fold(0.0, f64::max)
+    }
+}
+
 impl Mode {
     /// The mode of this name.
     ///
@@ -96,7 +106,6 @@ impl Mode {
     /// # Errors
     /// `Usage` if an option does not fit this mode or this job.
     pub fn worker(self, options: &PolicyOptions, job: &Job, rank: Rank) -> Result<Box<dyn WorkerPolicy>> {
-        let _ = rank;
         match self.name {
             "esync" => Ok(Box::new(EsyncWorker::new(esync_settings(options)))),
             "sync" => Ok(Box::new(SyncWorker::default())),
@@ -106,6 +115,10 @@ impl Mode {
             "diloco" => Ok(Box::new(diloco::from_options(options))),
             "wbsp" => Ok(Box::new(WbspWorker)),
             "wbsp-overlap" => Ok(Box::<WbspOverlapWorker>::default()),
+            "async-diloco" => {
+                let settings = async_diloco::Settings::from_options(options, job);
+                Ok(Box::new(AsyncDilocoWorker::new(settings.first_local_steps(&job.step_seconds, rank))))
+            }
             other => Err(Error::Internal(format!("mode `{other}` has no worker"))),
         }
     }
@@ -115,10 +128,13 @@ impl Mode {
     /// # Errors
     /// `Usage` if an option does not fit this mode or this job.
     pub fn coordinator(self, options: &PolicyOptions, job: &Job) -> Result<Option<Box<dyn Coordinator>>> {
-        let _ = options;
         Ok(match self.name {
             "wbsp" | "wbsp-overlap" => {
                 Some(Box::new(WbspCoordinator::new(job.size, 1.0 / job.size.max(1) as f64)))
+            }
+            "async-diloco" => {
+                let settings = async_diloco::Settings::from_options(options, job);
+                Some(Box::new(AsyncDilocoCoordinator::new(&job.step_seconds, settings)))
             }
             _ => None,
         })

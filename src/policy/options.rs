@@ -4,8 +4,8 @@ use super::Schedule;
 use super::by_name;
 use super::esync::Planning;
 use crate::error::{Error, Result};
-use serde::{Deserialize, Serialize};
-use std::{fmt, str::FromStr};
+use serde::{Deserialize, Serialize, Serializer};
+use std::{fmt, str::FromStr, time::Duration};
 
 /// Where defaults come from that papers fix in seconds or steps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
@@ -72,6 +72,17 @@ pub struct PolicyOptions {
     /// `ssp`: the bound in clocks. `bounded-delay`: the bound in versions.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub staleness: Option<u64>,
+    /// `async-diloco`: how long the server waits for further pushes after one has arrived.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "as_text")]
+    pub grace_period: Option<Duration>,
+}
+
+/// A duration with its unit, as flags and files write it.
+fn as_text<S: Serializer>(
+    duration: &Option<Duration>,
+    serializer: S,
+) -> std::result::Result<S::Ok, S::Error> {
+    serializer.collect_str(&humantime::format_duration(duration.unwrap_or_default()))
 }
 
 /// An option: its flag, whether it was given, and the modes in which it has a meaning.
@@ -107,9 +118,14 @@ impl PolicyOptions {
         let of = |flag, given, modes| Use { flag, given, modes };
         vec![
             of("max-local-steps", self.max_local_steps.is_some(), &["esync"]),
-            of("local-steps", self.local_steps.is_some(), &["local-sgd", "post-local-sgd", "diloco"]),
+            of(
+                "local-steps",
+                self.local_steps.is_some(),
+                &["local-sgd", "post-local-sgd", "diloco", "async-diloco"],
+            ),
             of("switch-at", self.switch_at.is_some(), &["post-local-sgd"]),
-            of("preset", self.preset.is_some(), &["post-local-sgd", "diloco"]),
+            of("preset", self.preset.is_some(), &["post-local-sgd", "diloco", "async-diloco"]),
+            of("grace-period", self.grace_period.is_some(), &["async-diloco"]),
         ]
     }
 }

@@ -1,5 +1,6 @@
 //! Why a decision was taken: a value that prints as a sentence.
 
+use super::async_diloco::AsyncDilocoReason;
 use super::wbsp::WbspReason;
 use super::{Versions, WorkerEvent};
 use crate::transport::Rank;
@@ -115,6 +116,8 @@ pub enum Reason {
     NothingToDecide,
     /// WBSP.
     Wbsp(WbspReason),
+    /// Asynchronous DiLoCo.
+    AsyncDiloco(AsyncDilocoReason),
     /// All ranks agreed to stop.
     Agreed,
     /// A budget is spent, or somebody asked to stop.
@@ -192,6 +195,7 @@ impl fmt::Display for Reason {
             }
             Reason::NothingToDecide => write!(f, "the server has nothing to decide about this"),
             Reason::Wbsp(reason) => reason.fmt(f),
+            Reason::AsyncDiloco(reason) => reason.fmt(f),
             Reason::Agreed => write!(f, "all ranks agreed to stop"),
             Reason::StopRequested => write!(f, "a budget is spent or somebody asked to stop"),
             Reason::Unexpected { event } => write!(f, "internal error, please report it: unexpected {event}"),

@@ -90,6 +90,7 @@ impl Config {
                 max_local_steps: flags.max_local_steps,
                 local_steps: flags.local_steps,
                 switch_at: flags.switch_at,
+                grace_period: flags.grace_period.map(|seconds| seconds.0),
                 schedule: Some(lr_schedule.clone()),
                 ..PolicyOptions::default()
             },

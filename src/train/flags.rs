@@ -126,6 +126,15 @@ pub struct Flags {
         hide_short_help = true
     )]
     pub switch_at: Option<f64>,
+    /// Mode async-diloco: how long the server waits for further pushes after one [default: 0.15 of the slowest worker's step]
+    #[arg(
+        long,
+        env = "ESYNC_GRACE_PERIOD",
+        value_name = "TIME",
+        help_heading = "Synchronisation",
+        hide_short_help = true
+    )]
+    pub grace_period: Option<Seconds>,
     /// Where a mode's defaults come from: scaled to the job, or the paper's own numbers [default: scaled]
     #[arg(long, env = "ESYNC_PRESET", help_heading = "Synchronisation", hide_short_help = true)]
     pub preset: Option<Preset>,
