@@ -23,6 +23,7 @@ mod weighting;
 pub mod async_diloco;
 pub mod diloco;
 pub mod esync;
+pub mod hermes;
 pub mod local;
 pub mod local_sgd;
 pub mod rounds;

@@ -3,6 +3,7 @@
 use super::async_diloco::{self, AsyncDilocoCoordinator, AsyncDilocoWorker};
 use super::diloco;
 use super::esync::{EsyncWorker, Planning, Settings};
+use super::hermes::{self, HermesCoordinator, HermesWorker};
 use super::local::LocalWorker;
 use super::local_sgd::{LocalSgd, PostLocalSgd};
 use super::options::PolicyOptions;
@@ -10,6 +11,7 @@ use super::sync::SyncWorker;
 use super::wbsp::{WbspCoordinator, WbspOverlapWorker, WbspWorker};
 use super::{Coordinator, Outer, WorkerPolicy};
 use crate::error::{Error, Result};
+use crate::reduce::WireFormat;
 use crate::transport::Rank;
 use std::sync::Arc;
 
@@ -44,6 +46,7 @@ pub const MODES: &[Mode] = &[
     Mode { name: "wbsp", scheme: Scheme::Server },
     Mode { name: "wbsp-overlap", scheme: Scheme::Server },
     Mode { name: "async-diloco", scheme: Scheme::Server },
+    Mode { name: "hermes", scheme: Scheme::Server },
 ];
 
 /// What `--mode` takes.
@@ -101,6 +104,15 @@ impl Mode {
         }
     }
 
+    /// What numbers travel as, if nothing else is asked for.
+    pub fn default_wire(self) -> WireFormat {
+        match self.name {
+            // The paper compresses what it sends to 16 bits.
+            "hermes" => WireFormat::F16,
+            _ => WireFormat::F32,
+        }
+    }
+
     /// What runs on worker `rank`.
     ///
     /// # Errors
@@ -119,6 +131,9 @@ impl Mode {
                 let settings = async_diloco::Settings::from_options(options, job);
                 Ok(Box::new(AsyncDilocoWorker::new(settings.first_local_steps(&job.step_seconds, rank))))
             }
+            "hermes" => {
+                Ok(Box::new(HermesWorker::new(hermes::Settings::from_options(options, job), job, rank)))
+            }
             other => Err(Error::Internal(format!("mode `{other}` has no worker"))),
         }
     }
@@ -135,6 +150,10 @@ impl Mode {
             "async-diloco" => {
                 let settings = async_diloco::Settings::from_options(options, job);
                 Some(Box::new(AsyncDilocoCoordinator::new(&job.step_seconds, settings)))
+            }
+            "hermes" => {
+                let settings = hermes::Settings::from_options(options, job);
+                Some(Box::new(HermesCoordinator::new(settings, job)))
             }
             _ => None,
         })

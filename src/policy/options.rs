@@ -75,6 +75,24 @@ pub struct PolicyOptions {
     /// `async-diloco`: how long the server waits for further pushes after one has arrived.
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "as_text")]
     pub grace_period: Option<Duration>,
+    /// `hermes`: the z-score that a loss must not exceed to be pushed (α).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gate_threshold: Option<f64>,
+    /// `hermes`: the share by which it comes closer to 0 in an idle epoch (β).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gate_decay: Option<f64>,
+    /// `hermes`: epochs without a push after which it begins to (λ).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gate_idle: Option<u64>,
+    /// `hermes`: losses that are compared.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gate_window: Option<usize>,
+    /// `hermes`: the most samples that a worker may hold.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_samples: Option<u64>,
+    /// `hermes`: pushes without a new best loss after which training ends.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub patience: Option<u64>,
 }
 
 /// A duration with its unit, as flags and files write it.
@@ -124,8 +142,14 @@ impl PolicyOptions {
                 &["local-sgd", "post-local-sgd", "diloco", "async-diloco"],
             ),
             of("switch-at", self.switch_at.is_some(), &["post-local-sgd"]),
-            of("preset", self.preset.is_some(), &["post-local-sgd", "diloco", "async-diloco"]),
+            of("preset", self.preset.is_some(), &["post-local-sgd", "diloco", "async-diloco", "hermes"]),
             of("grace-period", self.grace_period.is_some(), &["async-diloco"]),
+            of("gate-threshold", self.gate_threshold.is_some(), &["hermes"]),
+            of("gate-decay", self.gate_decay.is_some(), &["hermes"]),
+            of("gate-idle", self.gate_idle.is_some(), &["hermes"]),
+            of("gate-window", self.gate_window.is_some(), &["hermes"]),
+            of("memory-samples", self.memory_samples.is_some(), &["hermes"]),
+            of("patience", self.patience.is_some(), &["hermes"]),
         ]
     }
 }

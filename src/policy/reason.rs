@@ -1,6 +1,7 @@
 //! Why a decision was taken: a value that prints as a sentence.
 
 use super::async_diloco::AsyncDilocoReason;
+use super::hermes::HermesReason;
 use super::wbsp::WbspReason;
 use super::{Versions, WorkerEvent};
 use crate::transport::Rank;
@@ -118,6 +119,8 @@ pub enum Reason {
     Wbsp(WbspReason),
     /// Asynchronous DiLoCo.
     AsyncDiloco(AsyncDilocoReason),
+    /// Hermes.
+    Hermes(HermesReason),
     /// All ranks agreed to stop.
     Agreed,
     /// A budget is spent, or somebody asked to stop.
@@ -196,6 +199,7 @@ impl fmt::Display for Reason {
             Reason::NothingToDecide => write!(f, "the server has nothing to decide about this"),
             Reason::Wbsp(reason) => reason.fmt(f),
             Reason::AsyncDiloco(reason) => reason.fmt(f),
+            Reason::Hermes(reason) => reason.fmt(f),
             Reason::Agreed => write!(f, "all ranks agreed to stop"),
             Reason::StopRequested => write!(f, "a budget is spent or somebody asked to stop"),
             Reason::Unexpected { event } => write!(f, "internal error, please report it: unexpected {event}"),

@@ -91,6 +91,12 @@ impl Config {
                 local_steps: flags.local_steps,
                 switch_at: flags.switch_at,
                 grace_period: flags.grace_period.map(|seconds| seconds.0),
+                gate_threshold: flags.gate_threshold,
+                gate_decay: flags.gate_decay,
+                gate_idle: flags.gate_idle,
+                gate_window: flags.gate_window,
+                memory_samples: flags.memory_samples,
+                patience: flags.patience,
                 schedule: Some(lr_schedule.clone()),
                 ..PolicyOptions::default()
             },
@@ -100,7 +106,7 @@ impl Config {
             collective: flags.collective.unwrap_or_else(|| "auto".into()),
             topology: flags.topology,
             order: flags.order.unwrap_or_default(),
-            wire: flags.wire.unwrap_or_default(),
+            wire: flags.wire.unwrap_or(mode.default_wire()),
             transport: flags.transport.unwrap_or_default(),
             servers: flags.servers,
             timeout: flags.timeout.unwrap_or(Seconds(Duration::from_secs(300))),
@@ -163,6 +169,9 @@ impl Config {
         positive("max-samples", self.max_samples.map(|n| n as f64))?;
         positive("max-local-steps", self.policy.max_local_steps.map(|n| n as f64))?;
         positive("local-steps", self.policy.local_steps.map(|n| n as f64))?;
+        positive("gate-idle", self.policy.gate_idle.map(|n| n as f64))?;
+        positive("memory-samples", self.policy.memory_samples.map(|n| n as f64))?;
+        positive("patience", self.policy.patience.map(|n| n as f64))?;
         positive("batch-size", Some(self.batch_size as f64))?;
         positive("eval-every", Some(self.eval_every as f64))?;
         positive("ranks", self.ranks.map(|n| n as f64))?;
@@ -184,6 +193,20 @@ impl Config {
                  or --mode esync"
                     .into(),
             ));
+        }
+        let gate_decay = self.policy.gate_decay.unwrap_or(0.0);
+        share("gate-decay", gate_decay, "1", (0.0..=1.0).contains(&gate_decay))?;
+        if let Some(threshold) =
+            self.policy.gate_threshold.filter(|&score| !(score < 0.0 && score.is_finite()))
+        {
+            return Err(Error::Usage(format!(
+                "--gate-threshold is {threshold}; it must be below 0, or worse losses would count as better"
+            )));
+        }
+        if let Some(window) = self.policy.gate_window.filter(|&window| window < 2) {
+            return Err(Error::Usage(format!(
+                "--gate-window is {window}; it must be at least 2: one loss has nothing to be compared with"
+            )));
         }
         share("switch-at", switch_at, "1", (0.0..=1.0).contains(&switch_at))?;
         share("warmup", self.warmup, "1", (0.0..=1.0).contains(&self.warmup))?;

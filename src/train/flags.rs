@@ -135,6 +135,60 @@ pub struct Flags {
         hide_short_help = true
     )]
     pub grace_period: Option<Seconds>,
+    /// Mode hermes: the z-score of the held-out loss that a push needs, below 0 [default: -1.3]
+    #[arg(
+        long,
+        env = "ESYNC_GATE_THRESHOLD",
+        value_name = "SCORE",
+        help_heading = "Synchronisation",
+        hide_short_help = true
+    )]
+    pub gate_threshold: Option<f64>,
+    /// Mode hermes: by how much it comes closer to 0 in an idle epoch [default: 0.1]
+    #[arg(
+        long,
+        env = "ESYNC_GATE_DECAY",
+        value_name = "SHARE",
+        help_heading = "Synchronisation",
+        hide_short_help = true
+    )]
+    pub gate_decay: Option<f64>,
+    /// Mode hermes: epochs without a push after which it begins to [default: 5]
+    #[arg(
+        long,
+        env = "ESYNC_GATE_IDLE",
+        value_name = "EPOCHS",
+        help_heading = "Synchronisation",
+        hide_short_help = true
+    )]
+    pub gate_idle: Option<u64>,
+    /// Mode hermes: held-out losses that are compared [default: 10]
+    #[arg(
+        long,
+        env = "ESYNC_GATE_WINDOW",
+        value_name = "LOSSES",
+        help_heading = "Synchronisation",
+        hide_short_help = true
+    )]
+    pub gate_window: Option<usize>,
+    /// Mode hermes: the most samples that a worker may hold [default: its shard]
+    #[arg(
+        long,
+        env = "ESYNC_MEMORY_SAMPLES",
+        value_name = "SAMPLES",
+        help_heading = "Synchronisation",
+        hide_short_help = true
+    )]
+    pub memory_samples: Option<u64>,
+    /// Mode hermes: stop after so many pushes without a new best loss (the paper: 25) [default: never]
+    #[arg(
+        long,
+        env = "ESYNC_PATIENCE",
+        value_name = "PUSHES",
+        help_heading = "Synchronisation",
+        hide_short_help = true
+    )]
+    pub patience: Option<u64>,
     /// Where a mode's defaults come from: scaled to the job, or the paper's own numbers [default: scaled]
     #[arg(long, env = "ESYNC_PRESET", help_heading = "Synchronisation", hide_short_help = true)]
     pub preset: Option<Preset>,
