@@ -45,11 +45,14 @@ pub(super) struct Chooser {
     unchosen: Chosen,
     knowledge: Option<Knowledge>,
     decided: HashMap<Key, (Operation, Chosen)>,
+    /// What the communicator's present choice is for: most calls are like the one before.
+    last: Option<(Key, Operation)>,
 }
 
 impl Chooser {
     pub(super) fn new(auto: Auto) -> Self {
-        Chooser { auto, unchosen: Chosen::before_agreement(), knowledge: None, decided: HashMap::new() }
+        let (unchosen, decided) = (Chosen::before_agreement(), HashMap::new());
+        Chooser { auto, unchosen, knowledge: None, decided, last: None }
     }
 }
 
@@ -78,12 +81,17 @@ impl Communicator {
         count: usize,
         element: ElementType,
     ) -> Result<Operation> {
+        let key = (operation, count, element);
+        let last = self.chooser.as_ref().and_then(|chooser| chooser.last);
+        if let Some((_, operation)) = last.filter(|(last, _)| *last == key) {
+            return Ok(operation);
+        }
         self.settle()?;
         let native = self.native_reach();
         let Some(chooser) = &mut self.chooser else { return Ok(operation) };
-        let key = (operation, count, element);
         if let Some((operation, chosen)) = chooser.decided.get(&key) {
             self.chosen.clone_from(chosen);
+            chooser.last = Some((key, *operation));
             return Ok(*operation);
         }
         let Some(knowledge) = &chooser.knowledge else { return Ok(operation) };
@@ -91,6 +99,7 @@ impl Communicator {
         let decision = knowledge.decide(&question)?;
         let chosen = Chosen::by_auto(decision.collective);
         chooser.decided.insert(key, (decision.operation, chosen.clone()));
+        chooser.last = Some((key, decision.operation));
         self.chosen = chosen;
         Ok(decision.operation)
     }
@@ -101,6 +110,7 @@ impl Communicator {
             return Ok(());
         }
         let Some(mut chooser) = self.chooser.take() else { return Ok(()) };
+        chooser.last = None;
         self.chosen.clone_from(&chooser.unchosen);
         if chooser.knowledge.is_none() {
             // Without a chooser, the operations of the agreement itself are not chosen.

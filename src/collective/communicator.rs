@@ -4,7 +4,7 @@ mod run;
 
 use super::choose::{Chooser, Chosen};
 use super::direct;
-use super::entry::EntryRoom;
+use super::entry::{EntryRoom, Said};
 use super::executor::Workspace;
 use super::narrow::NarrowRoom;
 use super::plan::Plan;
@@ -86,6 +86,7 @@ pub struct Communicator {
     narrow_room: NarrowRoom,
     entry: EntryRoom,
     room: direct::Room,
+    said: Said,
     sequence: u64,
     pub(super) failed: Option<Error>,
     pub(super) bytes_sent: u64,
@@ -126,6 +127,7 @@ impl Communicator {
             narrow_room: NarrowRoom::default(),
             entry: EntryRoom::new(size),
             room: direct::Room::new(size),
+            said: Said::default(),
             sequence: 0,
             failed: None,
             bytes_sent: 0,

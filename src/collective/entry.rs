@@ -61,7 +61,7 @@ const MAGIC: u32 = 0x6573_7901; // "esy", version 1
 const BARRIER: u8 = 255;
 
 /// What all ranks must agree on.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Header<'a> {
     /// `None` for a barrier.
     pub(super) operation: Option<Operation>,
@@ -205,12 +205,14 @@ impl Agreed {
     }
 
     /// Differs for records that differ: the words are folded by multiplications that can be undone.
-    pub(super) fn hash(&self) -> u64 {
-        let words: &[u64; size_of::<Agreed>() / 8] = bytemuck::cast_ref(self);
-        words.iter().fold(0x9E37_79B9_7F4A_7C15, |hash, word| {
-            let mixed = (hash ^ word).wrapping_mul(0xD6E8_FEB8_6659_FD93);
-            mixed ^ mixed >> 32
-        })
+    fn hash(&self) -> u64 {
+        mix(self.hash_but_sequence(), self.sequence)
+    }
+
+    fn hash_but_sequence(&self) -> u64 {
+        let without = Agreed { sequence: 0, ..*self };
+        let words: &[u64; size_of::<Agreed>() / 8] = bytemuck::cast_ref(&without);
+        words.iter().fold(0x9E37_79B9_7F4A_7C15, |hash, &word| mix(hash, word))
     }
 
     /// How `other` differs from rank 0's, in words.
@@ -249,6 +251,36 @@ impl Agreed {
             .iter()
             .find(|(_, show)| show(self) != show(other))
             .map(|(name, show)| format!("{name}: rank 0 has {}, rank {rank} has {}", show(self), show(other)))
+    }
+}
+
+fn mix(hash: u64, word: u64) -> u64 {
+    let mixed = (hash ^ word).wrapping_mul(0xD6E8_FEB8_6659_FD93);
+    mixed ^ mixed >> 32
+}
+
+/// What a rank said last. Calls are mostly like the one before, and short ones are over sooner than a record is made anew.
+#[derive(Default)]
+pub(super) struct Said {
+    last: Option<(Header<'static>, Agreed, u64)>,
+}
+
+impl Said {
+    /// The record of a header, and its hash.
+    pub(super) fn agreed(&mut self, header: Header<'static>) -> (&Agreed, u64) {
+        let is_known = self
+            .last
+            .as_ref()
+            .is_some_and(|(last, ..)| Header { sequence: header.sequence, ..*last } == header);
+        if !is_known {
+            self.last = None;
+        }
+        let (_, agreed, hash) = self.last.get_or_insert_with(|| {
+            let agreed = Agreed::new(header);
+            (header, agreed, agreed.hash_but_sequence())
+        });
+        agreed.sequence = header.sequence;
+        (agreed, mix(*hash, header.sequence))
     }
 }
 

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 /// The moment at which a wait gives up, and how long it was meant to last.
 #[derive(Debug, Clone, Copy)]
 pub struct Deadline {
-    at: Instant,
+    /// `None` until the wait begins.
+    at: Option<Instant>,
     limit: Duration,
 }
 
@@ -22,17 +23,28 @@ impl Deadline {
         // A limit that overflows the clock means "never"; thirty years is never enough here.
         let now = Instant::now();
         let at = now.checked_add(limit).unwrap_or(now + Duration::from_secs(1_000_000_000));
-        Deadline { at, limit }
+        Deadline { at: Some(at), limit }
+    }
+
+    /// A deadline `limit` after the moment at which the wait turns out to be one: reading the clock costs as much as a short
+    /// operation. Whoever waits must call [`begin`](Self::begin) first.
+    pub(crate) fn of_each_wait(limit: Duration) -> Self {
+        Deadline { at: None, limit }
+    }
+
+    /// The deadline of a wait that begins now, if it had not begun before.
+    pub(crate) fn begin(self) -> Self {
+        if self.at.is_some() { self } else { Deadline::after(self.limit) }
     }
 
     /// Whether it is over.
     pub fn has_passed(&self) -> bool {
-        Instant::now() >= self.at
+        self.at.is_some_and(|at| Instant::now() >= at)
     }
 
     /// What is left, zero if nothing.
     pub fn remaining(&self) -> Duration {
-        self.at.saturating_duration_since(Instant::now())
+        self.at.map_or(self.limit, |at| at.saturating_duration_since(Instant::now()))
     }
 
     /// How long ago the wait began, in seconds.

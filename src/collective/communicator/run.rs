@@ -2,7 +2,7 @@
 
 use super::Communicator;
 use crate::collective::direct;
-use crate::collective::entry::{Agreed, Header};
+use crate::collective::entry::Header;
 use crate::collective::executor;
 use crate::collective::narrow::{self, Narrow};
 use crate::collective::plan::Plan;
@@ -151,14 +151,15 @@ impl Communicator {
         let header = self.header(Some(operation), T::TYPE, operator, count);
         let Header { collective, sequence, .. } = header;
         let label = Label { operation: Some(operation), collective, count, element: T::TYPE, sequence };
-        let deadline = Deadline::after(self.options.timeout);
+        let deadline = Deadline::of_each_wait(self.options.timeout);
         let wait = Wait { deadline, patience: Patience::Straggler, operation: &label };
         let (input, output) = (input.cast(), output.cast());
         let call = direct::Call { operation, element: T::TYPE, operator, input, output, count };
         let domain =
             self.transport.shared().ok_or_else(|| Error::Internal("shared memory vanished".into()))?;
+        let agreed = self.said.agreed(header);
         // SAFETY: the caller's promise.
-        let result = unsafe { direct::run(domain, &call, &Agreed::new(header), &mut self.room, &wait) };
+        let result = unsafe { direct::run(domain, &call, agreed, &mut self.room, &wait) };
         self.remember(result)?;
         let bytes = (count * size_of::<T>()) as u64;
         let bytes = direct::bytes_as_a_ring(operation.kind, bytes, self.size() as u64);

@@ -55,7 +55,7 @@ impl<T: Element> Deref for SharedBuffer<T> {
     fn deref(&self) -> &[T] {
         match &self.memory {
             Memory::Ordinary { buffer, .. } => buffer,
-            // SAFETY: the region is page-aligned, has room for `len` elements, zeros at first (a value of every element
+            // SAFETY: the region is aligned for every element, has room for `len` elements, zeros at first (a value of every element
             // type), and lives as long as `self`. Other ranks touch it only inside collectives that hold the one `&mut`
             // to it, or a `&` while they only read.
             Memory::Region { region, len } => unsafe {

@@ -76,7 +76,7 @@ impl Room {
     }
 }
 
-/// Runs `call` together with all ranks of `domain`; includes the entry rendezvous, at which `agreed` is compared.
+/// Runs `call` together with all ranks of `domain`; includes the entry rendezvous, at which `agreed` (with its hash) is compared.
 ///
 /// # Errors
 /// `Mismatch`; `Stalled` and `PeerLost`, after which nobody else writes to the caller's buffers any more.
@@ -86,7 +86,7 @@ impl Room {
 pub(super) unsafe fn run(
     domain: &Domain,
     call: &Call,
-    agreed: &Agreed,
+    (agreed, hash): (&Agreed, u64),
     room: &mut Room,
     wait: &Wait<'_>,
 ) -> Result<()> {
@@ -101,7 +101,7 @@ pub(super) unsafe fn run(
     }
     let nowhere = |start| if is_short { Place::NOWHERE } else { Place::private(start) };
     let said = Publication {
-        hash: agreed.hash(),
+        hash,
         header: agreed.bytes(),
         figures: &[],
         source: source.unwrap_or_else(|| nowhere(call.input)),

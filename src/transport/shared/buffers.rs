@@ -14,6 +14,10 @@ const INDEX_BITS: u32 = TABLE_ENTRIES.trailing_zeros();
 /// One less than all ones, which with the last index would be [`Place::NOWHERE`].
 const GENERATIONS: u32 = (1 << (32 - INDEX_BITS)) - 1;
 
+/// Each rank's buffers begin so many bytes further into a page than its predecessor's, so that n vectors at one position do
+/// not all compete for the same set of a cache.
+const STAGGER_BYTES: usize = 256;
+
 /// The buffers that this rank has registered.
 #[derive(Default)]
 pub(super) struct OwnBuffers {
@@ -32,14 +36,16 @@ struct Own {
 /// A registered buffer. Dropping it takes it off the table.
 pub(crate) struct Region {
     mapping: Arc<Mapping>,
+    /// Where it begins in its memory.
+    offset: usize,
     index: usize,
     owner: Arc<Mutex<OwnBuffers>>,
 }
 
 impl Region {
-    /// The first byte. Page-aligned; it stays the same for the region's life.
+    /// The first byte, aligned to [`STAGGER_BYTES`]; it stays the same for the region's life.
     pub(crate) fn start(&self) -> *mut u8 {
-        self.mapping.start()
+        self.mapping.start().wrapping_add(self.offset)
     }
 }
 
@@ -102,7 +108,8 @@ impl Domain {
         if index == TABLE_ENTRIES {
             return Ok(None);
         }
-        let bytes = bytes.next_multiple_of(4096);
+        let offset = self.rank * STAGGER_BYTES % 4096;
+        let bytes = (bytes + offset).next_multiple_of(4096);
         let file = memory::anonymous_file("esync-buffer", bytes)?;
         let mapping = Arc::new(Mapping::new(&file, bytes)?);
         if index == own.entries.len() {
@@ -115,7 +122,7 @@ impl Domain {
         entry.bytes.store(bytes as u64, Ordering::Relaxed);
         entry.generation.store(own.generations[index], Ordering::Release);
         own.entries[index] = Some(Own { mapping: mapping.clone(), _file: file });
-        Ok(Some(Region { mapping, index, owner: self.own.clone() }))
+        Ok(Some(Region { mapping, offset, index, owner: self.own.clone() }))
     }
 
     /// The address here of a buffer of `rank`, mapped at first sight. To be called only while `rank` is inside the

@@ -9,6 +9,11 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
 
+const PAGE: usize = 4096;
+
+/// A huge page of most systems. Where they are larger, or there are none, the memory is as good as any other.
+const HUGE_PAGE: usize = 2 << 20;
+
 /// A mapped range, shared with whoever maps the same file.
 pub(super) struct Mapping {
     start: NonNull<u8>,
@@ -30,11 +35,33 @@ impl Mapping {
                 "shared memory has {size} bytes where {bytes} are needed"
             )));
         }
+        let reserved = Mapping::reserve(bytes)?;
         let (protection, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED | MapFlags::POPULATE);
-        // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory.
-        let start = unsafe { rustix::mm::mmap(std::ptr::null_mut(), bytes, protection, flags, file, 0) }
+        let place = reserved.start.as_ptr().cast();
+        // SAFETY: the range is reserved for this, and nobody has seen it.
+        unsafe { rustix::mm::mmap(place, bytes, protection, flags | MapFlags::FIXED, file, 0) }
             .map_err(|e| environment("map", bytes, e))?;
-        NonNull::new(start.cast())
+        Ok(reserved)
+    }
+
+    /// Addresses without memory, from a huge page's bound on if they are as many.
+    fn reserve(bytes: usize) -> Result<Mapping> {
+        let spare = if bytes >= HUGE_PAGE { HUGE_PAGE } else { 0 };
+        let (protection, flags) = (ProtFlags::empty(), MapFlags::PRIVATE | MapFlags::NORESERVE);
+        // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory.
+        let start =
+            unsafe { rustix::mm::mmap_anonymous(std::ptr::null_mut(), bytes + spare, protection, flags) }
+                .map_err(|e| environment("map", bytes, e))?
+                .cast::<u8>();
+        let before = if spare > 0 { start.align_offset(HUGE_PAGE) } else { 0 };
+        let pages = bytes.next_multiple_of(PAGE);
+        for (from, unused) in [(0, before), (before + pages, spare - before)] {
+            if unused > 0 {
+                // SAFETY: a part of the new mapping that is not kept.
+                let _ = unsafe { rustix::mm::munmap(start.wrapping_add(from).cast(), unused) };
+            }
+        }
+        NonNull::new(start.wrapping_add(before))
             .map(|start| Mapping { start, bytes })
             .ok_or_else(|| Error::Internal("memory was mapped at address 0".into()))
     }
@@ -111,11 +138,31 @@ impl Control {
 pub(super) fn anonymous_file(name: &str, bytes: usize) -> Result<OwnedFd> {
     let file = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
         .map_err(|e| environment("make", bytes, e))?;
+    if bytes >= HUGE_PAGE {
+        rustix::fs::ftruncate(&file, bytes as u64).map_err(|e| environment("allocate", bytes, e))?;
+        allocate_huge_pages(&file, bytes)?;
+    }
+    // What has no huge page gets ordinary ones.
     rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, bytes as u64)
         .map_err(|e| environment("allocate", bytes, e))?;
     rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)
         .map_err(|e| environment("seal", bytes, e))?;
     Ok(file)
+}
+
+/// Asks for huge pages for an empty file: with them a sum over many vectors is not held up by looking up addresses. Systems
+/// that give none to shared memory by themselves do on request (Linux 6.1); where they do not, nothing is lost.
+fn allocate_huge_pages(file: &OwnedFd, bytes: usize) -> Result<()> {
+    let reserved = Mapping::reserve(bytes)?;
+    let (protection, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED | MapFlags::FIXED);
+    let place = reserved.start.as_ptr().cast();
+    // SAFETY: the range is reserved for this, and nobody has seen it; whole huge pages inside it are asked for.
+    unsafe {
+        rustix::mm::mmap(place, bytes, protection, flags, file, 0)
+            .map_err(|e| environment("map", bytes, e))?;
+        libc::madvise(place, bytes / HUGE_PAGE * HUGE_PAGE, libc::MADV_COLLAPSE);
+    }
+    Ok(())
 }
 
 /// A file in `/dev/shm`, for systems that do not let processes open each other's anonymous files. Goes with the path.

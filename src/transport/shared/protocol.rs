@@ -91,6 +91,14 @@ impl Tally {
     }
 }
 
+/// Opened by the last to arrive. What was said lies beside the bell, so that who sees it open has both.
+#[derive(Debug, Default)]
+#[repr(C)]
+struct Gate {
+    bell: Bell,
+    tallies: [AtomicU64; 2],
+}
+
 #[derive(Debug, Default)]
 #[repr(C)]
 struct Chunks {
@@ -122,7 +130,7 @@ pub(super) enum Claim {
 pub(super) struct Rendezvous {
     arrivals: [Line<AtomicU64>; 2],
     chunks: [Chunks; 2],
-    gate: Line<Bell>,
+    gate: Line<Gate>,
     finished: Line<Bell>,
 }
 
@@ -140,23 +148,25 @@ impl Rendezvous {
             self.arrivals[next].0.store(0, Ordering::Relaxed);
             self.chunks[next].claimed.0.store(0, Ordering::Relaxed);
             self.chunks[next].done.0.store(0, Ordering::Relaxed);
-            self.gate.0.ring(operation as u32, sleep);
+            let all = before.wrapping_add(said.0);
+            self.gate.0.tallies[parity(operation)].store(all, Ordering::Relaxed);
+            self.gate.0.bell.ring(operation as u32, sleep);
         }
     }
 
     /// The bell of the gate.
     pub(super) fn gate(&self) -> &Bell {
-        &self.gate.0
+        &self.gate.0.bell
     }
 
     /// Whether all ranks have entered `operation`.
     pub(super) fn is_open(&self, operation: u64) -> bool {
-        self.gate.0.seen().wrapping_sub(operation as u32) as i32 >= 0
+        self.gate.0.bell.seen().wrapping_sub(operation as u32) as i32 >= 0
     }
 
     /// What all ranks said; for ranks that have seen the gate open.
     pub(super) fn tally(&self, operation: u64) -> Tally {
-        Tally(self.arrivals[parity(operation)].0.load(Ordering::Relaxed))
+        Tally(self.gate.0.tallies[parity(operation)].load(Ordering::Relaxed))
     }
 
     /// Takes the next of `total` chunks.

@@ -74,6 +74,7 @@ impl Domain {
             std::hint::spin_loop();
         }
         let begun = Instant::now();
+        let wait = &Wait { deadline: wait.deadline.begin(), ..*wait };
         // After about 2n yields every rank that could run has run. With a core for each, yields cost little, and waking a
         // core that has gone to sleep costs tens of microseconds.
         let most = if has_a_core { YIELDS_ALONE } else { Duration::ZERO };
