@@ -20,6 +20,7 @@ mod units;
 mod vocabulary;
 mod weighting;
 
+pub mod adsp;
 pub mod async_diloco;
 pub mod diloco;
 pub mod esync;

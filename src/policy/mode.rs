@@ -1,5 +1,6 @@
 //! The modes by name: what `--mode` takes, and what each of them needs to run.
 
+use super::adsp::{self, AdspCoordinator, AdspWorker};
 use super::async_diloco::{self, AsyncDilocoCoordinator, AsyncDilocoWorker};
 use super::diloco;
 use super::esync::{EsyncWorker, Planning, Settings};
@@ -47,6 +48,7 @@ pub const MODES: &[Mode] = &[
     Mode { name: "wbsp-overlap", scheme: Scheme::Server },
     Mode { name: "async-diloco", scheme: Scheme::Server },
     Mode { name: "hermes", scheme: Scheme::Server },
+    Mode { name: "adsp", scheme: Scheme::Server },
 ];
 
 /// What `--mode` takes.
@@ -134,6 +136,10 @@ impl Mode {
             "hermes" => {
                 Ok(Box::new(HermesWorker::new(hermes::Settings::from_options(options, job), job, rank)))
             }
+            "adsp" => {
+                let settings = adsp::Settings::from_options(options, job);
+                Ok(Box::new(AdspWorker::new(settings.budget_seconds(1, 0.0))))
+            }
             other => Err(Error::Internal(format!("mode `{other}` has no worker"))),
         }
     }
@@ -154,6 +160,10 @@ impl Mode {
             "hermes" => {
                 let settings = hermes::Settings::from_options(options, job);
                 Some(Box::new(HermesCoordinator::new(settings, job)))
+            }
+            "adsp" => {
+                let settings = adsp::Settings::from_options(options, job);
+                Some(Box::new(AdspCoordinator::new(&job.step_seconds, settings)))
             }
             _ => None,
         })

@@ -65,6 +65,9 @@ pub struct PolicyOptions {
     /// `post-local-sgd`: the share of the sample budget at which rounds become longer than one step.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub switch_at: Option<f64>,
+    /// The loss that ends training, if one does. Not a flag of the policies: `adsp` compares its probes down to it.
+    #[serde(skip)]
+    pub target_loss: Option<f64>,
     /// How the learning rate changes. Not a flag of the policies: the job has one, and some policies go by it.
     #[serde(skip)]
     pub schedule: Option<Schedule>,
@@ -93,6 +96,18 @@ pub struct PolicyOptions {
     /// `hermes`: pushes without a new best loss after which training ends.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub patience: Option<u64>,
+    /// `adsp`: how long a check period lasts (Γ).
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "as_text")]
+    pub check_period: Option<Duration>,
+    /// `adsp`: the shortest time of computing between two commits (T_min).
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "as_text")]
+    pub commit_period: Option<Duration>,
+    /// `adsp`: the time between two searches for the rate of commits.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "as_text")]
+    pub search_period: Option<Duration>,
+    /// `adsp`: explicit momentum at the server.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub server_momentum: Option<f64>,
 }
 
 /// A duration with its unit, as flags and files write it.
@@ -142,7 +157,11 @@ impl PolicyOptions {
                 &["local-sgd", "post-local-sgd", "diloco", "async-diloco"],
             ),
             of("switch-at", self.switch_at.is_some(), &["post-local-sgd"]),
-            of("preset", self.preset.is_some(), &["post-local-sgd", "diloco", "async-diloco", "hermes"]),
+            of(
+                "preset",
+                self.preset.is_some(),
+                &["post-local-sgd", "diloco", "async-diloco", "hermes", "adsp"],
+            ),
             of("grace-period", self.grace_period.is_some(), &["async-diloco"]),
             of("gate-threshold", self.gate_threshold.is_some(), &["hermes"]),
             of("gate-decay", self.gate_decay.is_some(), &["hermes"]),
@@ -150,6 +169,10 @@ impl PolicyOptions {
             of("gate-window", self.gate_window.is_some(), &["hermes"]),
             of("memory-samples", self.memory_samples.is_some(), &["hermes"]),
             of("patience", self.patience.is_some(), &["hermes"]),
+            of("check-period", self.check_period.is_some(), &["adsp"]),
+            of("commit-period", self.commit_period.is_some(), &["adsp"]),
+            of("search-period", self.search_period.is_some(), &["adsp"]),
+            of("server-momentum", self.server_momentum.is_some(), &["adsp"]),
         ]
     }
 }

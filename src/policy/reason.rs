@@ -1,5 +1,6 @@
 //! Why a decision was taken: a value that prints as a sentence.
 
+use super::adsp::AdspReason;
 use super::async_diloco::AsyncDilocoReason;
 use super::hermes::HermesReason;
 use super::wbsp::WbspReason;
@@ -121,6 +122,8 @@ pub enum Reason {
     AsyncDiloco(AsyncDilocoReason),
     /// Hermes.
     Hermes(HermesReason),
+    /// ADSP.
+    Adsp(AdspReason),
     /// All ranks agreed to stop.
     Agreed,
     /// A budget is spent, or somebody asked to stop.
@@ -200,6 +203,7 @@ impl fmt::Display for Reason {
             Reason::Wbsp(reason) => reason.fmt(f),
             Reason::AsyncDiloco(reason) => reason.fmt(f),
             Reason::Hermes(reason) => reason.fmt(f),
+            Reason::Adsp(reason) => reason.fmt(f),
             Reason::Agreed => write!(f, "all ranks agreed to stop"),
             Reason::StopRequested => write!(f, "a budget is spent or somebody asked to stop"),
             Reason::Unexpected { event } => write!(f, "internal error, please report it: unexpected {event}"),

@@ -97,6 +97,11 @@ impl Config {
                 gate_window: flags.gate_window,
                 memory_samples: flags.memory_samples,
                 patience: flags.patience,
+                check_period: flags.check_period.map(|seconds| seconds.0),
+                commit_period: flags.commit_period.map(|seconds| seconds.0),
+                search_period: flags.search_period.map(|seconds| seconds.0),
+                server_momentum: flags.server_momentum,
+                target_loss: flags.target_loss,
                 schedule: Some(lr_schedule.clone()),
                 ..PolicyOptions::default()
             },
@@ -194,6 +199,8 @@ impl Config {
                     .into(),
             ));
         }
+        let server_momentum = self.policy.server_momentum.unwrap_or(0.0);
+        share("server-momentum", server_momentum, "below 1", (0.0..1.0).contains(&server_momentum))?;
         let gate_decay = self.policy.gate_decay.unwrap_or(0.0);
         share("gate-decay", gate_decay, "1", (0.0..=1.0).contains(&gate_decay))?;
         if let Some(threshold) =

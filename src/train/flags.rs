@@ -189,6 +189,42 @@ pub struct Flags {
         hide_short_help = true
     )]
     pub patience: Option<u64>,
+    /// Mode adsp: how long a check period lasts (the paper: 60s) [default: 4 of the slowest worker's steps]
+    #[arg(
+        long,
+        env = "ESYNC_CHECK_PERIOD",
+        value_name = "TIME",
+        help_heading = "Synchronisation",
+        hide_short_help = true
+    )]
+    pub check_period: Option<Seconds>,
+    /// Mode adsp: the shortest computing time between two commits [default: a sixth of the check period]
+    #[arg(
+        long,
+        env = "ESYNC_COMMIT_PERIOD",
+        value_name = "TIME",
+        help_heading = "Synchronisation",
+        hide_short_help = true
+    )]
+    pub commit_period: Option<Seconds>,
+    /// Mode adsp: time between two searches for the rate of commits [default: 20 check periods]
+    #[arg(
+        long,
+        env = "ESYNC_SEARCH_PERIOD",
+        value_name = "TIME",
+        help_heading = "Synchronisation",
+        hide_short_help = true
+    )]
+    pub search_period: Option<Seconds>,
+    /// Mode adsp: Nesterov momentum at the server [default: 0]
+    #[arg(
+        long,
+        env = "ESYNC_SERVER_MOMENTUM",
+        value_name = "MOMENTUM",
+        help_heading = "Synchronisation",
+        hide_short_help = true
+    )]
+    pub server_momentum: Option<f64>,
     /// Where a mode's defaults come from: scaled to the job, or the paper's own numbers [default: scaled]
     #[arg(long, env = "ESYNC_PRESET", help_heading = "Synchronisation", hide_short_help = true)]
     pub preset: Option<Preset>,
