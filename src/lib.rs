@@ -21,6 +21,7 @@ mod error;
 mod files;
 pub mod info;
 pub mod learner;
+pub mod plot;
 pub mod policy;
 pub mod probe;
 pub mod reduce;

@@ -1,10 +1,10 @@
-//! What is run once, by hand: `mpirun -n 8 esync probe`, `esync info`.
+//! What is run once, by hand: `mpirun -n 8 esync probe`, `esync plot RUN`, `esync info`.
 
 use clap::{Parser, Subcommand};
 use esync::transport::speak_in_turn;
 use std::process::ExitCode;
 
-/// Look at a cluster: measure it, and say what this build and this machine offer.
+/// Look at clusters and runs: measure a cluster, draw what runs did, and say what this build and this machine offer.
 #[derive(Parser)]
 #[command(name = "esync", version, max_term_width = 110, after_help = EXIT_CODES)]
 struct CommandLine {
@@ -19,6 +19,10 @@ enum Command {
     /// Run it as `mpirun -n 8 esync probe`, with the hosts and the number of ranks that are to be used later, or as
     /// `esync probe --ranks 8`, which needs no MPI.
     Probe(esync::probe::Flags),
+    /// Draw runs: one page and SVG files; or tell the story of a round
+    ///
+    /// `esync plot runs/A runs/B` compares runs by time, samples and bytes, and shows where each worker's time went.
+    Plot(esync::plot::Flags),
     /// Say what this build and this machine offer (for bug reports)
     Info,
 }
@@ -35,6 +39,7 @@ fn main() -> ExitCode {
     });
     let result = match &command_line.command {
         Command::Probe(flags) => esync::probe::probe(flags),
+        Command::Plot(flags) => esync::plot::plot(flags).map(|said| print!("{said}")),
         Command::Info => {
             print!("{}", esync::info::text());
             Ok(())

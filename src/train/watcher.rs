@@ -69,6 +69,10 @@ pub(super) struct Watcher {
     pub(super) stopped_by: Option<StoppedBy>,
     /// This run makes no exchanges: limits are checked after every step.
     is_alone: bool,
+    /// This rank's round, from 1; a round ends with the exchange of the same number.
+    round: u64,
+    /// Seconds of sleep up to the last step.
+    slow_seconds: f64,
 }
 
 /// Wishes to stop, as numbers that travel; the greatest wins.
@@ -79,6 +83,8 @@ const WISHES: [(u64, StoppedBy); 3] =
 struct StepEvent {
     local_step: u64,
     step_seconds: f64,
+    /// How many of `step_seconds` were sleep.
+    slow_seconds: f64,
     samples: usize,
     loss: f64,
 }
@@ -103,6 +109,8 @@ impl Watcher {
             time_to_target_seconds: None,
             stopped_by: None,
             is_alone,
+            round: 1,
+            slow_seconds: 0.0,
         }
     }
 
@@ -211,18 +219,24 @@ impl<L: Learner + ?Sized> Observer<Box<L>> for Watcher {
 
     fn decided(&mut self, action: &Action, reason: &Reason) {
         // A full disk is reported by the next event that can return an error.
-        let _ = self
-            .metrics
-            .event("decision", json!({ "action": action_name(action), "reason": reason.to_string() }));
+        let decision = json!({
+            "round": self.round,
+            "action": action_name(action),
+            "reason": reason.to_string(),
+        });
+        let _ = self.metrics.event("decision", decision);
     }
 
     fn stepped(&mut self, step: &Step, observed: Observed<'_, Box<L>>) -> Result<bool> {
+        let slow_seconds = observed.clock.seconds(Activity::Slow);
         let event = StepEvent {
             local_step: observed.totals.local_steps,
             step_seconds: step.seconds,
+            slow_seconds: slow_seconds - self.slow_seconds,
             samples: step.samples,
             loss: step.loss,
         };
+        self.slow_seconds = slow_seconds;
         self.metrics.event("step", event)?;
         if self.is_alone {
             let wish = self.wish();
@@ -244,8 +258,10 @@ impl<L: Learner + ?Sized> Observer<Box<L>> for Watcher {
                 "loss": own.loss,
                 "wait_seconds": report.wait_seconds,
                 "exchange_seconds": report.exchange_seconds,
+                "bytes_sent": observed.communicator.bytes_sent(),
             }),
         )?;
+        self.round += 1;
         if rank == 0 {
             self.show(report, &observed);
         }
