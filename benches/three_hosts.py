@@ -4,10 +4,11 @@
     benches/three_hosts.py run -- hostname
     benches/three_hosts.py --slots 3+2+1 run -- target/release/esync-bench --collective ring
     benches/three_hosts.py --rate 200mbit --slow 2:50mbit compare
-    benches/three_hosts.py --slots 2+2+2,3+2+1 compare --output hosts.json
+    benches/three_hosts.py --slots 2+2+2,3+2+1 compare --order fastest --output hosts.json
 
 `run` runs a command on all ranks and prints what crossed each host's link. `compare` runs every collective of esync-bench at
-several lengths, interleaved, and prints time and bytes of each, and who wins. Links, hosts and processes are removed in the
+several lengths, interleaved, and prints time and bytes of each, and who wins; `auto` reads what `esync probe` has measured
+there just before. Links, hosts and processes are removed in the
 end, also after ^C. The exit code is 3 where namespaces are not allowed, and 1 if something failed or an element was wrong.
 """
 
@@ -70,6 +71,9 @@ def main():
     mode.add_argument("--rounds", type=int, default=3, help="interleaved rounds (%(default)s)")
     mode.add_argument("--seconds", type=float, default=0.6, help="of timed calls in each process (%(default)s)")
     mode.add_argument("--collectives", help="names, separated by commas (all that the program has)")
+    mode.add_argument("--order", default="fastest", help="of summation: what does not accept it is left out (%(default)s)")
+    mode.add_argument("--probe", default="30s", metavar="TIME",
+                      help="how long `esync probe` may measure the hosts for `auto` (%(default)s); 0 for not at all")
     mode.add_argument("--esync", default=str(ROOT / "target/release/esync-bench"), help="the program")
     mode.add_argument("--output", type=pathlib.Path, help="write everything that was measured to this file, as JSON")
     options = parser.parse_args()

@@ -2,11 +2,13 @@
 
 import collections
 import json
+import pathlib
 import random
 import re
 import statistics
 import subprocess
 import sys
+import tempfile
 
 from hosts.launch import Failed, output_of
 from hosts.network import Hosts, NotPossible
@@ -65,14 +67,24 @@ class Comparison:
         # One record a run, of calls that are all counted.
         self.fixed = known_flags(help_text, {"--buffers": "private", "--placement": "in", "--refresh": "rewrite",
                                              "--timing": "barrier", "--ceiling": "off", "--repeat-contaminated": "0"})
+        self.fixed += ["--order", options.order]
+        self.launcher_flags = ()
         self.cells = collections.defaultdict(Cell)
         self.refused = {}
+
+    def probe(self, folder):
+        """Lets `esync probe` measure the hosts; `auto` reads the file, which every host sees."""
+        file = pathlib.Path(folder) / "cluster.toml"
+        program = pathlib.Path(self.options.esync).parent / "esync"
+        output_of(self.hosts, self.slots, [str(program), "probe", "--transport", "mpi", "--budget", self.options.probe,
+                                           "--output", str(file)], timeout=300)
+        self.launcher_flags = ("-x", f"ESYNC_TOPOLOGY={file}")
 
     def bench(self, name, bytes_, *flags):
         command = [self.options.esync, "--transport", "mpi", "--op", OPERATION, "--collective", name, "-b", str(bytes_), "-e",
                    str(bytes_), "--seconds-per-size", str(self.options.seconds), "--format", "json", "--timeout", "60s",
                    *self.fixed, *flags]
-        output, traffic = output_of(self.hosts, self.slots, command, timeout=150)
+        output, traffic = output_of(self.hosts, self.slots, command, 150, self.launcher_flags)
         records = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
         if len(records) != 1:
             raise Failed(f"`{' '.join(command)}` printed {len(records)} records, not one")
@@ -118,7 +130,7 @@ class Comparison:
     def markdown(self):
         layout = "+".join(map(str, self.slots))
         rates = ", ".join(host.rate for host in self.hosts.hosts)
-        lines = [f"## {layout} ranks, links of {rates}", "",
+        lines = [f"## {layout} ranks, links of {rates}, order {self.options.order}", "",
                  "| bytes | collective | time | over the fastest | sent over all links / bytes | busiest link / bytes |",
                  "|---|---|---|---|---|---|"]
         winners = []
@@ -145,7 +157,10 @@ def compare(options, rates_of):
     for slots in options.slots:
         with Hosts(rates_of(options, len(slots))) as hosts:
             comparison = Comparison(options, hosts, slots, list(names))
-            comparison.run()
+            with tempfile.TemporaryDirectory() as folder:
+                if options.probe != "0":
+                    comparison.probe(folder)
+                comparison.run()
             found.append({"slots": slots, "rates": [host.rate for host in hosts.hosts], "refused": comparison.refused,
                           "cells": comparison.figures()})
             print(comparison.markdown(), flush=True)

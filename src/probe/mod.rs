@@ -119,7 +119,7 @@ impl<'a> Probe<'a> {
         self.measure_ranks(&mut communicator, &mut cluster)?;
         if !self.flags.no_tune && cluster.size() > 1 && self.transport.shared().is_none() {
             self.bar.set_message("algorithms");
-            self.tune(&mut cluster)?;
+            self.tune(&mut communicator, &mut cluster)?;
         }
         self.bar.finish_and_clear();
         if self.transport.rank() == 0 {

@@ -24,11 +24,13 @@ struct Candidate {
 }
 
 impl Probe<'_> {
-    pub(super) fn tune(&self, cluster: &mut Cluster) -> Result<()> {
+    pub(super) fn tune(&self, communicator: &mut Communicator, cluster: &mut Cluster) -> Result<()> {
         let steps = COUNTS.len() * ORDERS.len();
         self.bar.set_length(steps as u64);
         self.bar.set_position(0);
-        let begun_share = self.begun.elapsed().as_secs_f64() / self.flags.budget.as_secs_f64();
+        // Rank 0's clock, as everywhere: all ranks must find the time used up at the same repetition.
+        let begun = communicator.gather(self.say(0.0))?.members[0].step_seconds;
+        let begun_share = begun / self.flags.budget.as_secs_f64();
         let mut buffer = FlatBuffer::new(COUNTS[COUNTS.len() - 1]);
         let mut candidates =
             ORDERS.iter().map(|&order| self.candidates(order)).collect::<Result<Vec<_>>>()?;
