@@ -236,7 +236,12 @@ fn best_two(times: &mut [(usize, f64)], candidates: &[Arc<dyn Collective>]) -> O
     Some((place, seconds, next.map(|(other, seconds)| (candidates[*other].name(), *seconds))))
 }
 
-/// Seconds for `bytes`: linear in the logarithms between measured sizes, constant below them, proportional above.
+/// Beyond so many times the largest measured size the model knows more: what decides there, the links' rates, it was given,
+/// and short messages show little of.
+const MEASURED_REACH: u64 = 2;
+
+/// Seconds for `bytes`: linear in the logarithms between measured sizes, constant below them, proportional a little above;
+/// `None` further on.
 pub(super) fn interpolated(times: &[(u64, f64)], bytes: u64) -> Option<f64> {
     let above = times.iter().position(|(size, _)| *size >= bytes);
     Some(match above {
@@ -248,6 +253,9 @@ pub(super) fn interpolated(times: &[(u64, f64)], bytes: u64) -> Option<f64> {
         }
         None => {
             let (size, seconds) = *times.last()?;
+            if bytes > size.saturating_mul(MEASURED_REACH) {
+                return None;
+            }
             seconds * bytes as f64 / size.max(1) as f64
         }
     })
@@ -260,10 +268,11 @@ mod tests {
     #[test]
     fn times_are_interpolated_in_logarithms() {
         let times = [(100, 1e-6), (10_000, 1e-4)];
-        for (bytes, seconds) in [(4, 1e-6), (100, 1e-6), (1_000, 1e-5), (10_000, 1e-4), (40_000, 4e-4)] {
+        for (bytes, seconds) in [(4, 1e-6), (100, 1e-6), (1_000, 1e-5), (10_000, 1e-4), (20_000, 2e-4)] {
             let found = interpolated(&times, bytes).unwrap();
             assert!((found / seconds - 1.0).abs() < 1e-9, "{bytes}: {found:e}");
         }
+        assert_eq!(interpolated(&times, 20_001), None, "that is the model's");
         assert_eq!(interpolated(&[], 5), None);
     }
 
