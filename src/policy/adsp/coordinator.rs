@@ -11,7 +11,7 @@ use std::time::Duration;
 ///
 /// ```
 /// use esync::policy::adsp::{AdspCoordinator, Settings};
-/// use esync::policy::{Coordinator, Directive, Job, PolicyOptions, Report};
+/// use esync::policy::{Coordinator, Directive, Job, LocalSteps, Payload, PolicyOptions, Report, Versions};
 /// use std::time::Duration;
 ///
 /// let job = Job {
@@ -23,10 +23,23 @@ use std::time::Duration;
 ///     budget_samples: None,
 /// };
 /// let mut server = AdspCoordinator::new(&job.step_seconds, Settings::from_options(&PolicyOptions::default(), &job));
-/// let start = server.next_deadline().expect("a search begins with training");
-/// assert_eq!(server.tick(start), [Directive::Evaluate]);
-/// server.on(start, 0, Report::GlobalLoss { loss: 2.3 });
-/// assert_eq!(server.next_deadline(), Some(Duration::from_secs(4)), "a probe of two periods of 12 s, with 7 samples");
+/// assert_eq!(server.next_deadline(), None, "nothing happens before the first commit");
+/// let commit = Report::Pushed {
+///     payload: Payload::Delta,
+///     local_steps: LocalSteps(12),
+///     samples: 12,
+///     loss: 2.3,
+///     seconds_since_push: 12.0,
+///     compute_seconds: 12.0,
+///     base: Versions(0),
+///     norm: 1.0,
+/// };
+/// let now = Duration::from_secs(12);
+/// let directives = server.on(now, 0, commit);
+/// assert!(matches!(directives[..], [Directive::Apply { .. }, Directive::Reply { .. }, Directive::Evaluate]));
+/// server.on(now, 0, Report::GlobalLoss { loss: 2.3 });
+/// // The first probe: two periods of 12 s, with 7 samples.
+/// assert_eq!(server.next_deadline(), Some(Duration::from_secs(16)));
 /// ```
 #[derive(Debug, Clone)]
 pub struct AdspCoordinator {
@@ -57,6 +70,8 @@ struct Row {
 
 #[derive(Debug, Clone)]
 enum Phase {
+    /// Until the first commit: by then training has begun on every driver, whenever its clock did.
+    Beginning,
     /// Until the next search.
     Training { search_at: Duration },
     /// Until every live worker has learned of the rate to be probed.
@@ -89,8 +104,8 @@ impl AdspCoordinator {
             workers: step_seconds.iter().map(row).collect(),
             rate,
             why_rate: RateReason::First { rate },
-            check_at: seconds(settings.check_seconds),
-            phase: Phase::Training { search_at: Duration::ZERO },
+            check_at: Duration::ZERO,
+            phase: Phase::Beginning,
             measuring: VecDeque::new(),
             last_check: None,
             probes: 0,
@@ -106,12 +121,13 @@ impl AdspCoordinator {
         self.workers.iter().any(|row| !row.gone)
     }
 
-    /// A check period begins: who has committed less is to catch up with who has committed most.
+    /// A check period begins: who has committed less is to catch up with who has committed most, to within one commit. Who
+    /// lags by one may just be about to commit; to hurry it would put it ahead, and then everybody else after it.
     fn renew_targets(&mut self, now: Duration) {
         self.check_at = now.saturating_add(seconds(self.settings.check_seconds));
         let most = self.workers.iter().filter(|row| !row.gone).map(|row| row.commits).max().unwrap_or(0);
         for row in &mut self.workers {
-            row.target = most.saturating_sub(row.commits) + self.rate;
+            row.target = most.saturating_sub(row.commits + 1) + self.rate;
         }
     }
 
@@ -143,7 +159,13 @@ impl AdspCoordinator {
         if let Phase::Telling { untold, .. } = &mut self.phase {
             untold[from] = false;
         }
-        directives.extend(self.probe_if_all_are_told(now));
+        directives.extend(match self.phase {
+            Phase::Beginning => {
+                self.renew_targets(now);
+                self.search(now)
+            }
+            _ => self.probe_if_all_are_told(now),
+        });
         directives
     }
 
@@ -295,7 +317,7 @@ impl Coordinator for AdspCoordinator {
     }
 
     fn tick(&mut self, now: Duration) -> Vec<Directive> {
-        if !self.anybody_lives() {
+        if self.next_deadline().is_none() {
             return Vec::new();
         }
         let mut directives = Vec::new();
@@ -308,7 +330,7 @@ impl Coordinator for AdspCoordinator {
         match self.phase {
             Phase::Training { search_at } if now >= search_at => directives.extend(self.search(now)),
             Phase::Probing { .. } => directives.extend(self.sample(now)),
-            Phase::Training { .. } | Phase::Telling { .. } => {}
+            Phase::Beginning | Phase::Training { .. } | Phase::Telling { .. } => {}
         }
         directives
     }
@@ -318,6 +340,7 @@ impl Coordinator for AdspCoordinator {
             return None;
         }
         let phase = match &self.phase {
+            Phase::Beginning => return None,
             Phase::Training { search_at } => Some(*search_at),
             Phase::Telling { .. } => None,
             Phase::Probing { probing, .. } => probing.next_at(),

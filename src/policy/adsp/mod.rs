@@ -21,6 +21,7 @@
 //!   that would pass it in less time wins. The code compares times to a target, which favours whoever was last.
 //! - The rate can come down as well as go up. In the code it only grows.
 //! - No barrier before a probe. It begins when every live worker has learned of its rate with a commit; nobody waits for that.
+//! - The first search begins with the first commit. Targets forgive a lag of one commit, which may be a matter of order.
 //! - A probe lasts Γ, or two commits if that is longer: with one commit per period the loss would be the same in all samples.
 //! - Losses are measured with an evaluation, not (as in the code) with the training operation, and off the training's clock
 //!   if the driver can.

@@ -131,7 +131,7 @@ fn the_rate_comes_down_when_that_is_better() {
 #[test]
 fn a_probe_that_diverges_ends_at_once_and_never_wins() {
     let mut world = World::new(2, SETTINGS);
-    world.run(100.0, |rate| if rate == 2 { -0.2 } else { 0.1 });
+    world.run(100.0, |rate| if rate == 2 { -0.3 } else { 0.1 });
     assert_eq!(world.rates()[..3], [1, 2, 1], "{:?}", world.rates);
     let (began, ended) = (world.rates[1].0, world.rates[2].0);
     assert!(ended - began < 6.0, "before it was complete: {began} to {ended}");
@@ -142,7 +142,8 @@ fn a_probe_that_diverges_ends_at_once_and_never_wins() {
 #[test]
 fn a_loss_that_is_not_a_number_is_survived() {
     let mut server = AdspCoordinator::new(&[0.1, 0.1], SETTINGS);
-    assert_eq!(server.tick(Duration::ZERO), [Directive::Evaluate]);
+    let directives = server.on(Duration::ZERO, 0, push(1.0));
+    assert_eq!(directives.last(), Some(&Directive::Evaluate));
     server.on(Duration::ZERO, 0, Report::GlobalLoss { loss: f64::NAN });
     assert_eq!(server.rate(), 2, "the present rate is rejected, the next one is tried");
     let Report::Pushed { payload, local_steps, samples, base, norm, .. } = push(1.0) else { unreachable!() };
@@ -167,11 +168,11 @@ fn a_search_is_forced_when_the_loss_rises() {
     let steepness = |rate: u64| 0.1 / rate as f64;
     world.run(100.0, steepness);
     let evaluations = world.evaluations;
-    assert_eq!(world.rates(), [1, 2, 1], "the next search would be at 138 s");
+    assert_eq!(world.rates(), [1, 2, 1], "the next search would be at 144 s");
     world.inverse_loss *= 0.5;
     world.run(120.0, steepness);
     assert!(world.evaluations >= evaluations + 7, "{:?}", world.rates);
-    assert_eq!(world.rates()[..4], [1, 2, 1, 2], "long before 138 s");
+    assert_eq!(world.rates()[..4], [1, 2, 1, 2], "long before 144 s");
 }
 
 #[test]
@@ -183,7 +184,7 @@ fn who_fell_behind_catches_up() {
     assert!(world.commits[0] > 9 && world.commits[1] == 0, "{:?}", world.commits);
     world.run(120.0, |_| 0.0);
     let behind = world.commits[0].abs_diff(world.commits[1]);
-    assert!(behind <= 1, "{:?}", world.commits);
+    assert!(behind <= 2, "one that is forgiven, and one that may be about to come: {:?}", world.commits);
     assert!(world.reasons.iter().any(|reason| reason.starts_with("1: 1.0000 s between commits")));
 }
 
