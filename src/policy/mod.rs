@@ -11,32 +11,44 @@
 mod mode;
 mod options;
 mod outer;
+mod push_scale;
+mod pushing;
 mod reason;
 mod replica;
 mod schedule;
+mod server_reason;
 mod smoothed;
 mod store;
+#[cfg(test)]
+mod testing;
 mod units;
 mod vocabulary;
 mod weighting;
 
 pub mod adsp;
 pub mod async_diloco;
+pub mod async_sgd;
+pub mod dc_asgd;
 pub mod diloco;
+pub mod easgd;
 pub mod esync;
 pub mod hermes;
 pub mod local;
 pub mod local_sgd;
 pub mod rounds;
+pub mod ssp;
 pub mod sync;
 pub mod wbsp;
 
 pub use mode::{Job, MODE_NAMES, MODES, Mode, Scheme};
 pub use options::{PolicyOptions, Preset};
 pub use outer::{Outer, OuterOptimiser};
+pub use push_scale::PushScale;
+pub use pushing::PushingWorker;
 pub use reason::Reason;
 pub use replica::{Begun, Float, Replica};
 pub use schedule::{LearningRate, Schedule};
+pub use server_reason::ServerReason;
 pub use smoothed::Smoothed;
 pub use store::{Store, norm};
 pub use units::{Clocks, LocalSteps, Versions};

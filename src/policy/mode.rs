@@ -2,12 +2,16 @@
 
 use super::adsp::{self, AdspCoordinator, AdspWorker};
 use super::async_diloco::{self, AsyncDilocoCoordinator, AsyncDilocoWorker};
+use super::async_sgd::{self, AsyncServer};
+use super::dc_asgd::{self, DcAsgdServer};
 use super::diloco;
+use super::easgd::{self, EasgdServer};
 use super::esync::{EsyncWorker, Planning, Settings};
 use super::hermes::{self, HermesCoordinator, HermesWorker};
 use super::local::LocalWorker;
 use super::local_sgd::{LocalSgd, PostLocalSgd};
 use super::options::PolicyOptions;
+use super::ssp::{self, SspServer};
 use super::sync::SyncWorker;
 use super::wbsp::{WbspCoordinator, WbspOverlapWorker, WbspWorker};
 use super::{Coordinator, Outer, WorkerPolicy};
@@ -49,6 +53,10 @@ pub const MODES: &[Mode] = &[
     Mode { name: "async-diloco", scheme: Scheme::Server },
     Mode { name: "hermes", scheme: Scheme::Server },
     Mode { name: "adsp", scheme: Scheme::Server },
+    Mode { name: "async", scheme: Scheme::Server },
+    Mode { name: "dc-asgd", scheme: Scheme::Server },
+    Mode { name: "ssp", scheme: Scheme::Server },
+    Mode { name: "easgd", scheme: Scheme::Server },
 ];
 
 /// What `--mode` takes.
@@ -140,6 +148,10 @@ impl Mode {
                 let settings = adsp::Settings::from_options(options, job);
                 Ok(Box::new(AdspWorker::new(settings.budget_seconds(1, 0.0))))
             }
+            "async" => Ok(Box::new(async_sgd::worker())),
+            "dc-asgd" => Ok(Box::new(dc_asgd::worker())),
+            "ssp" => Ok(Box::new(ssp::worker())),
+            "easgd" => Ok(Box::new(easgd::worker_from_options(options, job)?)),
             other => Err(Error::Internal(format!("mode `{other}` has no worker"))),
         }
     }
@@ -165,8 +177,18 @@ impl Mode {
                 let settings = adsp::Settings::from_options(options, job);
                 Some(Box::new(AdspCoordinator::new(&job.step_seconds, settings)))
             }
+            "async" => Some(Box::new(AsyncServer::from_options(options, job))),
+            "dc-asgd" => Some(Box::new(DcAsgdServer::from_options(options, job)?)),
+            "ssp" => Some(Box::new(SspServer::from_options(options, job))),
+            "easgd" => Some(Box::new(EasgdServer::from_options(options, job)?)),
             _ => None,
         })
+    }
+
+    /// Whether the server keeps a backup of the parameters for every worker
+    /// ([`Store::with_backups`](super::Store::with_backups)).
+    pub fn needs_backups(self) -> bool {
+        self.name == "dc-asgd"
     }
 }
 

@@ -1,8 +1,8 @@
 //! What can be chosen about the policies. The names are those of the flags.
 
 use super::Schedule;
-use super::by_name;
 use super::esync::Planning;
+use super::{PushScale, by_name};
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize, Serializer};
 use std::{fmt, str::FromStr, time::Duration};
@@ -71,10 +71,25 @@ pub struct PolicyOptions {
     /// How the learning rate changes. Not a flag of the policies: the job has one, and some policies go by it.
     #[serde(skip)]
     pub schedule: Option<Schedule>,
+    /// The share of the sample budget over which the learning rate rises from 0. Not a flag of the policies either.
+    #[serde(skip)]
+    pub warmup: f64,
     // Servers.
+    /// `async`, `dc-asgd`, `ssp`, `bounded-delay`, `r2sp`: how much a push counts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub push_scale: Option<PushScale>,
     /// `ssp`: the bound in clocks. `bounded-delay`: the bound in versions.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub staleness: Option<u64>,
+    /// `dc-asgd`: λ, or λ₀ of the adaptive form.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dc_lambda: Option<f64>,
+    /// `dc-asgd`: decay of the mean square, which chooses the adaptive form.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dc_mean_square_decay: Option<f64>,
+    /// `easgd`: β, by which the centre moves towards the workers' mean.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub elastic_beta: Option<f64>,
     /// `async-diloco`: how long the server waits for further pushes after one has arrived.
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "as_text")]
     pub grace_period: Option<Duration>,
@@ -154,7 +169,7 @@ impl PolicyOptions {
             of(
                 "local-steps",
                 self.local_steps.is_some(),
-                &["local-sgd", "post-local-sgd", "diloco", "async-diloco"],
+                &["local-sgd", "post-local-sgd", "diloco", "async-diloco", "easgd"],
             ),
             of("switch-at", self.switch_at.is_some(), &["post-local-sgd"]),
             of(
@@ -173,6 +188,11 @@ impl PolicyOptions {
             of("commit-period", self.commit_period.is_some(), &["adsp"]),
             of("search-period", self.search_period.is_some(), &["adsp"]),
             of("server-momentum", self.server_momentum.is_some(), &["adsp"]),
+            of("push-scale", self.push_scale.is_some(), &["async", "dc-asgd", "ssp"]),
+            of("staleness", self.staleness.is_some(), &["ssp"]),
+            of("dc-lambda", self.dc_lambda.is_some(), &["dc-asgd"]),
+            of("dc-mean-square-decay", self.dc_mean_square_decay.is_some(), &["dc-asgd"]),
+            of("elastic-beta", self.elastic_beta.is_some(), &["easgd"]),
         ]
     }
 }

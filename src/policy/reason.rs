@@ -4,7 +4,7 @@ use super::adsp::AdspReason;
 use super::async_diloco::AsyncDilocoReason;
 use super::hermes::HermesReason;
 use super::wbsp::WbspReason;
-use super::{Versions, WorkerEvent};
+use super::{ServerReason, Versions, WorkerEvent};
 use crate::transport::Rank;
 use std::fmt;
 
@@ -124,6 +124,8 @@ pub enum Reason {
     Hermes(HermesReason),
     /// ADSP.
     Adsp(AdspReason),
+    /// A parameter server's rule.
+    Server(ServerReason),
     /// All ranks agreed to stop.
     Agreed,
     /// A budget is spent, or somebody asked to stop.
@@ -204,6 +206,7 @@ impl fmt::Display for Reason {
             Reason::AsyncDiloco(reason) => reason.fmt(f),
             Reason::Hermes(reason) => reason.fmt(f),
             Reason::Adsp(reason) => reason.fmt(f),
+            Reason::Server(reason) => reason.fmt(f),
             Reason::Agreed => write!(f, "all ranks agreed to stop"),
             Reason::StopRequested => write!(f, "a budget is spent or somebody asked to stop"),
             Reason::Unexpected { event } => write!(f, "internal error, please report it: unexpected {event}"),

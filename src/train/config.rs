@@ -103,6 +103,12 @@ impl Config {
                 server_momentum: flags.server_momentum,
                 target_loss: flags.target_loss,
                 schedule: Some(lr_schedule.clone()),
+                warmup: flags.warmup.unwrap_or(0.0),
+                push_scale: flags.push_scale,
+                staleness: flags.staleness,
+                dc_lambda: flags.dc_lambda,
+                dc_mean_square_decay: flags.dc_mean_square_decay,
+                elastic_beta: flags.elastic_beta,
                 ..PolicyOptions::default()
             },
             weighting: flags.weighting.unwrap_or_default(),
@@ -121,7 +127,7 @@ impl Config {
             learning_rate: flags.learning_rate.unwrap_or(0.05),
             lr_schedule,
             warmup: flags.warmup.unwrap_or(0.0),
-            momentum: flags.momentum.unwrap_or(0.9),
+            momentum: flags.momentum.unwrap_or(if mode.name == "dc-asgd" { 0.0 } else { 0.9 }),
             weight_decay: flags.weight_decay.unwrap_or(0.0),
             seed: flags.seed.unwrap_or(1),
             threads: flags.threads,
@@ -214,6 +220,13 @@ impl Config {
             return Err(Error::Usage(format!(
                 "--gate-window is {window}; it must be at least 2: one loss has nothing to be compared with"
             )));
+        }
+        if self.mode == "dc-asgd" && (self.momentum != 0.0 || self.weight_decay != 0.0) {
+            return Err(Error::Usage(
+                "--mode dc-asgd takes plain SGD steps on the server: --momentum and --weight-decay must be 0 there, or take --mode \
+                 async"
+                    .into(),
+            ));
         }
         share("switch-at", switch_at, "1", (0.0..=1.0).contains(&switch_at))?;
         share("warmup", self.warmup, "1", (0.0..=1.0).contains(&self.warmup))?;

@@ -5,7 +5,7 @@ use crate::collective::{COLLECTIVE_CHOICES, Order};
 use crate::data::{DATASET_NAMES, Split};
 use crate::error::{Error, Result};
 use crate::learner::NETWORK_NAMES;
-use crate::policy::{MODE_NAMES, Outer, Preset, Schedule, Weighting};
+use crate::policy::{MODE_NAMES, Outer, Preset, PushScale, Schedule, Weighting};
 use crate::reduce::WireFormat;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
@@ -225,6 +225,45 @@ pub struct Flags {
         hide_short_help = true
     )]
     pub server_momentum: Option<f64>,
+    /// How much a push counts at the server: sum, mean, staleness [default: mean; sum with dc-asgd]
+    #[arg(long, env = "ESYNC_PUSH_SCALE", help_heading = "Synchronisation", hide_short_help = true)]
+    pub push_scale: Option<PushScale>,
+    /// Mode ssp: the most clocks (steps) that a worker may be ahead [default: 4]
+    #[arg(
+        long,
+        env = "ESYNC_STALENESS",
+        value_name = "BOUND",
+        help_heading = "Synchronisation",
+        hide_short_help = true
+    )]
+    pub staleness: Option<u64>,
+    /// Mode dc-asgd: how strongly late gradients are corrected [default: 0.04, or 2 in the adaptive form]
+    #[arg(
+        long,
+        env = "ESYNC_DC_LAMBDA",
+        value_name = "LAMBDA",
+        help_heading = "Synchronisation",
+        hide_short_help = true
+    )]
+    pub dc_lambda: Option<f64>,
+    /// Mode dc-asgd: decay of the mean square, which chooses the adaptive form [default: none; the paper's is 0.95]
+    #[arg(
+        long,
+        env = "ESYNC_DC_MEAN_SQUARE_DECAY",
+        value_name = "DECAY",
+        help_heading = "Synchronisation",
+        hide_short_help = true
+    )]
+    pub dc_mean_square_decay: Option<f64>,
+    /// Mode easgd: how far the centre moves towards the workers while each exchanges once [default: 0.9]
+    #[arg(
+        long,
+        env = "ESYNC_ELASTIC_BETA",
+        value_name = "BETA",
+        help_heading = "Synchronisation",
+        hide_short_help = true
+    )]
+    pub elastic_beta: Option<f64>,
     /// Where a mode's defaults come from: scaled to the job, or the paper's own numbers [default: scaled]
     #[arg(long, env = "ESYNC_PRESET", help_heading = "Synchronisation", hide_short_help = true)]
     pub preset: Option<Preset>,
