@@ -46,6 +46,20 @@ impl Samples {
         self.labels.is_empty()
     }
 
+    /// At most `most` of the images at random, the same for the same seed. `image_len` is the number of values of one image.
+    ///
+    /// ```
+    /// let digits = esync::data::load("digits", None)?;
+    /// assert_eq!(digits.train.draw(digits.image_len(), 100, 1).len(), 100);
+    /// # Ok::<(), esync::Error>(())
+    /// ```
+    pub fn draw(&self, image_len: usize, most: usize, seed: u64) -> Samples {
+        let mut indices: Vec<u32> = (0..self.len() as u32).collect();
+        random::shuffle(&mut indices, &mut random::generator(b"a sample", seed, 0, 0));
+        indices.truncate(most);
+        self.select(&indices, image_len)
+    }
+
     /// The images `indices`, in that order. `image_len` is the number of values of one image.
     fn select(&self, indices: &[u32], image_len: usize) -> Samples {
         let mut chosen = Samples {

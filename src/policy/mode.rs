@@ -3,6 +3,7 @@
 use super::adsp::{self, AdspCoordinator, AdspWorker};
 use super::async_diloco::{self, AsyncDilocoCoordinator, AsyncDilocoWorker};
 use super::async_sgd::{self, AsyncServer};
+use super::bounded_delay::{self, BoundedDelayServer};
 use super::dc_asgd::{self, DcAsgdServer};
 use super::diloco;
 use super::easgd::{self, EasgdServer};
@@ -11,6 +12,7 @@ use super::hermes::{self, HermesCoordinator, HermesWorker};
 use super::local::LocalWorker;
 use super::local_sgd::{LocalSgd, PostLocalSgd};
 use super::options::PolicyOptions;
+use super::r2sp::{self, R2spServer};
 use super::ssp::{self, SspServer};
 use super::sync::SyncWorker;
 use super::wbsp::{WbspCoordinator, WbspOverlapWorker, WbspWorker};
@@ -56,7 +58,9 @@ pub const MODES: &[Mode] = &[
     Mode { name: "async", scheme: Scheme::Server },
     Mode { name: "dc-asgd", scheme: Scheme::Server },
     Mode { name: "ssp", scheme: Scheme::Server },
+    Mode { name: "bounded-delay", scheme: Scheme::Server },
     Mode { name: "easgd", scheme: Scheme::Server },
+    Mode { name: "r2sp", scheme: Scheme::Server },
 ];
 
 /// What `--mode` takes.
@@ -151,6 +155,8 @@ impl Mode {
             "async" => Ok(Box::new(async_sgd::worker())),
             "dc-asgd" => Ok(Box::new(dc_asgd::worker())),
             "ssp" => Ok(Box::new(ssp::worker())),
+            "bounded-delay" => Ok(Box::new(bounded_delay::worker())),
+            "r2sp" => Ok(Box::new(r2sp::worker())),
             "easgd" => Ok(Box::new(easgd::worker_from_options(options, job)?)),
             other => Err(Error::Internal(format!("mode `{other}` has no worker"))),
         }
@@ -180,6 +186,8 @@ impl Mode {
             "async" => Some(Box::new(AsyncServer::from_options(options, job))),
             "dc-asgd" => Some(Box::new(DcAsgdServer::from_options(options, job)?)),
             "ssp" => Some(Box::new(SspServer::from_options(options, job))),
+            "bounded-delay" => Some(Box::new(BoundedDelayServer::from_options(options, job)?)),
+            "r2sp" => Some(Box::new(R2spServer::from_options(options, job))),
             "easgd" => Some(Box::new(EasgdServer::from_options(options, job)?)),
             _ => None,
         })

@@ -1,11 +1,12 @@
 //! What can be chosen about the policies. The names are those of the flags.
 
 use super::Schedule;
+use super::bounded_delay::{self, DataSample, StalenessRule};
 use super::esync::Planning;
 use super::{PushScale, by_name};
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize, Serializer};
-use std::{fmt, str::FromStr, time::Duration};
+use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 
 /// Where defaults come from that papers fix in seconds or steps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
@@ -81,6 +82,21 @@ pub struct PolicyOptions {
     /// `ssp`: the bound in clocks. `bounded-delay`: the bound in versions.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub staleness: Option<u64>,
+    /// `bounded-delay`: where the bound comes from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub staleness_rule: Option<StalenessRule>,
+    /// `bounded-delay` with the rule `epoch`: by how many versions the bound grows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub staleness_step: Option<u64>,
+    /// `bounded-delay` with the rules `weight-delta`, `spectral` and `gmm`: their figure is multiplied by it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub staleness_factor: Option<f64>,
+    /// `bounded-delay`: for the rules that need one ([`StalenessRule::needs_data`]). Not a flag: the driver draws it.
+    #[serde(skip)]
+    pub data_sample: Option<Arc<DataSample>>,
+    /// `r2sp`: whether mini-batches follow speeds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub batch_tuning: Option<bool>,
     /// `dc-asgd`: λ, or λ₀ of the adaptive form.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dc_lambda: Option<f64>,
@@ -152,7 +168,7 @@ impl PolicyOptions {
     /// `Usage` with the option and the modes that it belongs to.
     pub fn check_for(&self, mode: &str) -> Result<()> {
         match self.uses().iter().find(|used| used.given && !used.modes.contains(&mode)) {
-            None => Ok(()),
+            None => bounded_delay::check(self),
             Some(used) => Err(Error::Usage(format!(
                 "--{} has no meaning in --mode {mode}; it belongs to {}",
                 used.flag,
@@ -188,8 +204,16 @@ impl PolicyOptions {
             of("commit-period", self.commit_period.is_some(), &["adsp"]),
             of("search-period", self.search_period.is_some(), &["adsp"]),
             of("server-momentum", self.server_momentum.is_some(), &["adsp"]),
-            of("push-scale", self.push_scale.is_some(), &["async", "dc-asgd", "ssp"]),
-            of("staleness", self.staleness.is_some(), &["ssp"]),
+            of(
+                "push-scale",
+                self.push_scale.is_some(),
+                &["async", "dc-asgd", "ssp", "bounded-delay", "r2sp"],
+            ),
+            of("staleness", self.staleness.is_some(), &["ssp", "bounded-delay"]),
+            of("staleness-rule", self.staleness_rule.is_some(), &["bounded-delay"]),
+            of("staleness-step", self.staleness_step.is_some(), &["bounded-delay"]),
+            of("staleness-factor", self.staleness_factor.is_some(), &["bounded-delay"]),
+            of("batch-tuning", self.batch_tuning.is_some(), &["r2sp"]),
             of("dc-lambda", self.dc_lambda.is_some(), &["dc-asgd"]),
             of("dc-mean-square-decay", self.dc_mean_square_decay.is_some(), &["dc-asgd"]),
             of("elastic-beta", self.elastic_beta.is_some(), &["easgd"]),

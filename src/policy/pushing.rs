@@ -7,7 +7,7 @@ use super::{
 use crate::transport::Rank;
 
 /// Some steps, a push, and the server's parameters if it says so: the worker's side of `async`, `dc-asgd`, `ssp`,
-/// `bounded-delay` and `easgd`, whose differences are in what is pushed and in the server's rule.
+/// `bounded-delay`, `easgd` and `r2sp`, whose differences are in what is pushed and in the server's rule.
 ///
 /// ```
 /// use esync::policy::{Action, Install, Reply, WorkerEvent, WorkerPolicy, async_sgd};
@@ -85,6 +85,10 @@ impl WorkerPolicy for PushingWorker {
             WorkerEvent::Replied(Reply::Pull) => {
                 (Action::Pull { install: self.install }, Reason::ServerDecided)
             }
+            WorkerEvent::Replied(Reply::SetBatch { batch_size, data_budget }) => {
+                (Action::SetBatch { batch_size, data_budget }, Reason::ServerDecided)
+            }
+            WorkerEvent::BatchSet => (Action::Pull { install: self.install }, Reason::BatchSet),
             WorkerEvent::Replied(Reply::Continue | Reply::Train) => (self.step(), Reason::ServerDecided),
             WorkerEvent::Pulled { version } => (self.step(), Reason::ServerParameters { version }),
             WorkerEvent::Replied(Reply::Stop) | WorkerEvent::StopRequested => {
@@ -127,6 +131,11 @@ impl Cluster {
         was_live
     }
 
+    /// Pushes that were applied.
+    pub(super) fn version(&self) -> u64 {
+        self.version
+    }
+
     /// Versions since `base`.
     pub(super) fn staleness(&self, base: Versions) -> Versions {
         Versions(self.version.saturating_sub(base.0))
@@ -151,7 +160,7 @@ pub(super) fn reply(to: Rank, reply: Reply, reason: ServerReason) -> Directive {
 /// The answer to a report other than a push, where the rule holds nobody.
 pub(super) fn answer(from: Rank, report: &Report) -> Vec<Directive> {
     match report {
-        Report::PullRequested => vec![reply(from, Reply::Pull, ServerReason::NobodyWaits)],
+        Report::PullRequested => vec![reply(from, Reply::Pull, ServerReason::Asked)],
         Report::GlobalLoss { .. } => Vec::new(),
         _ => vec![Directive::Reply { to: from, reply: Reply::Continue, reason: Reason::NothingToDecide }],
     }

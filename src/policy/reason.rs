@@ -114,6 +114,8 @@ pub enum Reason {
         /// The loss.
         loss: f64,
     },
+    /// The mini-batch has its new size.
+    BatchSet,
     /// The server's rule has nothing to decide about this report.
     NothingToDecide,
     /// WBSP.
@@ -201,6 +203,7 @@ impl fmt::Display for Reason {
                     "its loss is {loss}: its push is thrown away, and it begins again from the server's parameters"
                 )
             }
+            Reason::BatchSet => write!(f, "the mini-batch has its new size, and the parameters are next"),
             Reason::NothingToDecide => write!(f, "the server has nothing to decide about this"),
             Reason::Wbsp(reason) => reason.fmt(f),
             Reason::AsyncDiloco(reason) => reason.fmt(f),

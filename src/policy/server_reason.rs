@@ -70,13 +70,8 @@ pub enum ServerReason {
         /// The worker's speed.
         samples_per_second: f64,
     },
-    /// The worker's mini-batch has the right size.
-    BatchFits {
-        /// Samples in it.
-        batch_size: usize,
-    },
-    /// How fast the mini-batch is done is told to the server.
-    SpeedIsDue,
+    /// The worker asked for parameters.
+    Asked,
 }
 
 impl fmt::Display for ServerReason {
@@ -116,10 +111,7 @@ impl fmt::Display for ServerReason {
                 f,
                 "at {samples_per_second:.0} samples per second, {batch_size} samples take as long as the others' steps"
             ),
-            Self::BatchFits { batch_size } => {
-                write!(f, "{batch_size} samples are still the right mini-batch")
-            }
-            Self::SpeedIsDue => write!(f, "the server is told this worker's speed before the push"),
+            Self::Asked => write!(f, "it asked for the server's parameters"),
         }
     }
 }

@@ -5,6 +5,7 @@ use crate::collective::{COLLECTIVE_CHOICES, Order};
 use crate::data::{DATASET_NAMES, Split};
 use crate::error::{Error, Result};
 use crate::learner::NETWORK_NAMES;
+use crate::policy::bounded_delay::StalenessRule;
 use crate::policy::{MODE_NAMES, Outer, Preset, PushScale, Schedule, Weighting};
 use crate::reduce::WireFormat;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
@@ -228,7 +229,9 @@ pub struct Flags {
     /// How much a push counts at the server: sum, mean, staleness [default: mean; sum with dc-asgd]
     #[arg(long, env = "ESYNC_PUSH_SCALE", help_heading = "Synchronisation", hide_short_help = true)]
     pub push_scale: Option<PushScale>,
-    /// Mode ssp: the most clocks (steps) that a worker may be ahead [default: 4]
+    /// Modes ssp and bounded-delay: the most steps or versions that a worker may be behind [default: 4, or twice the workers]
+    ///
+    /// In bounded-delay it is the bound of --staleness-rule fixed, the first bound of epoch (0), and the largest of the others.
     #[arg(
         long,
         env = "ESYNC_STALENESS",
@@ -237,6 +240,36 @@ pub struct Flags {
         hide_short_help = true
     )]
     pub staleness: Option<u64>,
+    /// Mode bounded-delay: where the bound comes from: fixed, epoch, weight-delta, spectral, gmm [default: fixed]
+    #[arg(long, env = "ESYNC_STALENESS_RULE", help_heading = "Synchronisation", hide_short_help = true)]
+    pub staleness_rule: Option<StalenessRule>,
+    /// Rule epoch: by how many versions the bound grows with every pass over the data [default: the number of workers]
+    #[arg(
+        long,
+        env = "ESYNC_STALENESS_STEP",
+        value_name = "VERSIONS",
+        help_heading = "Synchronisation",
+        hide_short_help = true
+    )]
+    pub staleness_step: Option<u64>,
+    /// Rules weight-delta, spectral, gmm: what their figure is multiplied by [default: 100 for weight-delta, else 1]
+    #[arg(
+        long,
+        env = "ESYNC_STALENESS_FACTOR",
+        value_name = "FACTOR",
+        help_heading = "Synchronisation",
+        hide_short_help = true
+    )]
+    pub staleness_factor: Option<f64>,
+    /// Mode r2sp: whether mini-batches follow the workers' speeds [default: true]
+    #[arg(
+        long,
+        env = "ESYNC_BATCH_TUNING",
+        value_name = "BOOL",
+        help_heading = "Synchronisation",
+        hide_short_help = true
+    )]
+    pub batch_tuning: Option<bool>,
     /// Mode dc-asgd: how strongly late gradients are corrected [default: 0.04, or 2 in the adaptive form]
     #[arg(
         long,

@@ -10,6 +10,7 @@ use crate::data::{Dataset, load, partition};
 use crate::error::{Error, Result};
 use crate::files::write_atomically;
 use crate::learner::{Learner, Memory, TorchLearner, TorchOptions, set_threads, weights};
+use crate::policy::bounded_delay::{DataSample, StalenessRule};
 use crate::policy::esync::{Planning, Settings};
 use crate::policy::{Job, LearningRate, Mode, PolicyOptions, Update};
 use crate::runtime::{Activity, ExchangeOptions, Mechanism, Next, Observed, Step, Worker, establish};
@@ -84,7 +85,11 @@ pub fn train(config: &Config, transport: Arc<dyn Transport>, signals: &Signals) 
     }
     let planning = if state_server.is_some() { Planning::StateServer } else { Planning::Ahead };
     let mode = Mode::by_name(&config.mode)?;
-    let policy = PolicyOptions { planning: Some(planning), ..config.policy.clone() };
+    let policy = PolicyOptions {
+        planning: Some(planning),
+        data_sample: data_sample(config, &dataset)?,
+        ..config.policy.clone()
+    };
     let job = Job {
         size,
         step_seconds: step_seconds.clone(),
@@ -116,6 +121,15 @@ pub fn train(config: &Config, transport: Arc<dyn Transport>, signals: &Signals) 
     run_steps(config, rates.as_ref(), &mut worker, &mut learner, &mut watcher, step_seconds)?;
     watcher.finish();
     conclude(config, worker, learner, watcher, out)
+}
+
+/// What the policy wants to see of the training data.
+fn data_sample(config: &Config, dataset: &Dataset) -> Result<Option<Arc<DataSample>>> {
+    if !config.policy.staleness_rule.is_some_and(StalenessRule::needs_data) {
+        return Ok(None);
+    }
+    let pixels = dataset.train.draw(dataset.image_len(), DataSample::PUBLISHED_ROWS, config.seed).pixels;
+    Ok(Some(Arc::new(DataSample::new(dataset.image_len(), pixels)?)))
 }
 
 /// The training loop.
