@@ -6,6 +6,7 @@ use crate::learner::{FlatStore, Memory};
 use crate::policy::esync::{EsyncWorker, Planning, Settings};
 use crate::policy::sync::SyncWorker;
 use crate::policy::{Outer, Update, Weighting, WorkerPolicy};
+use crate::reduce::WireFormat;
 use crate::runtime::{
     Activity, ExchangeOptions, ExchangeReport, Mechanism, Next, Observed, Observer, Step, Stopwatch, Totals,
     Worker, establish,
@@ -166,11 +167,14 @@ impl Synchronizer {
                 )
             }
         };
+        let wire = communicator.options().wire;
         let exchange = ExchangeOptions {
             weighting: options.weighting,
             outer: options.outer,
             global_learning_rate: options.global_learning_rate,
             shard_samples,
+            fragments: None,
+            error_feedback: wire == WireFormat::Int8,
         };
         let mut worker = Worker::new(policy, communicator, state_server, exchange, &mut store)?;
         let mut watcher = Watcher { max_samples: options.max_samples, stop: false, last: None };

@@ -69,6 +69,42 @@ fn narrow_wires_train_as_well_and_send_less() {
 }
 
 #[test]
+fn modes_of_rounds_reach_the_target_beside_a_slow_worker() {
+    for mode in [
+        "local-sgd",
+        "post-local-sgd",
+        "adacomm",
+        "diloco",
+        "streaming-diloco",
+        "esync --overlap",
+        "diloco --overlap",
+        "local-sgd --overlap --wire int8 --lr-schedule cosine --warmup 0.05",
+    ] {
+        let flags = format!("--mode {mode} --slow 3:4x --target-accuracy 0.9");
+        let folder = train(Threads(4), &flags);
+        check_results(&folder, 4, mode.split(' ').next().unwrap());
+        let summary = folder.summary();
+        assert_eq!(summary["reached_target"], true, "{flags}: {summary:#}");
+    }
+}
+
+#[test]
+fn a_schedule_of_the_learning_rate_changes_what_is_learnt() {
+    let parameters = |flags: &str| {
+        train(Threads(2), &format!("--mode sync --max-samples 3200 --eval-every 1000000 {flags}"))
+            .parameters()
+    };
+    let constant = parameters("");
+    assert_eq!(parameters("--lr-schedule constant"), constant);
+    for flags in ["--lr-schedule cosine", "--lr-schedule steps:0.5:0.1", "--warmup 0.5"] {
+        let distance = parameters(flags).relative_l2(&constant);
+        assert!((0.001..1.0).contains(&distance), "{flags}: {distance}");
+    }
+    // A factor of 1 changes nothing, wherever it is applied.
+    assert_eq!(parameters("--lr-schedule steps:0.25,0.5:1"), constant);
+}
+
+#[test]
 fn esync_says_how_its_state_server_is_reached() {
     let summary = |mode: &str| train(Threads(2), &format!("--mode {mode} --epochs 1")).summary();
     assert_eq!(summary("esync")["state_server"], "shared page");
@@ -211,6 +247,16 @@ fn refused(flags: &str, code: i32, words: &[&str]) {
 
 #[test]
 fn unknown_names_list_the_valid_ones() {
+    refused("--mode sync --overlap", 2, &["--overlap", "averages gradients", "local-sgd"]);
+    refused("--mode streaming-diloco --overlap", 2, &["--overlap has no meaning", "streaming-diloco"]);
+    refused("--mode streaming-diloco --overlap-steps 4", 2, &["--overlap-steps is 4", "at most 3"]);
+    refused("--mode streaming-diloco --fragments 4", 2, &["--fragments is 4", "layers for 2"]);
+    refused("--mode sync --local-steps 3", 2, &["--local-steps has no meaning in --mode sync", "diloco"]);
+    refused("--mode local-sgd --local-steps 0", 2, &["--local-steps is 0"]);
+    refused("--mode post-local-sgd --max-seconds 1", 2, &["post-local-sgd", "--max-samples"]);
+    refused("--lr-schedule cosine --max-seconds 1", 2, &["--lr-schedule", "sample budget"]);
+    refused("--lr-schedule linear", 2, &["linear", "steps:0.5,0.75:0.1"]);
+    refused("--error-feedback", 2, &["--error-feedback", "--wire f32"]);
     refused("--mode foo", 2, &["foo", "--mode", "esync, sync, local"]);
     refused("--collective foo", 2, &["foo", "--collective", "ring, butterfly, binary-blocks", "native"]);
     refused("--network foo", 2, &["foo", "--network", "logistic", "mlp", "lenet"]);

@@ -37,6 +37,32 @@ fn every_second_of_a_worker_is_accounted_for() {
 }
 
 #[test]
+fn exchanges_run_beside_steps_over_messages_and_shared_memory() {
+    for flags in [
+        "--mode local-sgd --overlap --transport mpi",
+        "--mode esync --outer nesterov --overlap --wire int8 --transport mpi",
+        "--mode streaming-diloco --transport mpi --collective native",
+        "--mode diloco --overlap",
+    ] {
+        let folder = train(Mpi(4), &format!("{flags} --slow 3:4x --target-accuracy 0.9"));
+        let summary = folder.summary();
+        assert_eq!(summary["reached_target"], true, "{flags}: {summary:#}");
+        check_results(&folder, 4, summary["mode"].as_str().unwrap());
+    }
+}
+
+#[test]
+fn rounds_of_local_steps_have_the_same_bits_everywhere() {
+    for flags in
+        ["--mode local-sgd", "--mode diloco --overlap", "--mode streaming-diloco --fragment-map contiguous"]
+    {
+        let flags = format!("{flags} --max-samples 6000 --eval-every 1000000 --collective ring");
+        let (threads, mpi) = (train(Threads(3), &flags), train(Mpi(3), &flags));
+        assert_eq!(threads.parameters(), mpi.parameters(), "{flags}");
+    }
+}
+
+#[test]
 fn threads_and_mpi_train_the_same_bits() {
     for (ranks, collective, order) in [
         (4, "ring", "auto"),

@@ -7,7 +7,7 @@ mod number;
 mod ranks;
 
 use esync::Error;
-use esync::collective::{COLLECTIVE_NAMES, CommunicatorOptions, Member, Order, TWO_SHOT};
+use esync::collective::{COLLECTIVE_NAMES, CommunicatorOptions, Feedback, Member, Order, TWO_SHOT};
 use esync::reduce::wire::BLOCK;
 use esync::reduce::{Operator, WireFormat};
 use half::{bf16, f16};
@@ -442,4 +442,83 @@ fn a_rank_that_ends_is_named_with_the_operation() {
         named += usize::from(error.to_string().contains("rank 2"));
     }
     assert!(named > 0);
+}
+
+// Error feedback.
+
+/// The mean of what `rounds` all-reduces of the same vectors gave, without and with error feedback.
+fn long_run_means(format: WireFormat, inputs: &[Vec<f32>], rounds: usize) -> [Vec<f64>; 2] {
+    [false, true].map(|with_feedback| {
+        let options = CommunicatorOptions { wire: format, ..options("parameter-server") };
+        let means = on_ranks(inputs.len(), &options, |communicator| {
+            let mut feedback = Feedback::default();
+            let mut sums = vec![0.0; inputs[0].len()];
+            for _ in 0..rounds {
+                let mut vector = inputs[communicator.rank()].clone();
+                communicator.enter(vector.len(), Operator::Sum, Member::default())?;
+                match with_feedback {
+                    true => communicator.all_reduce_entered_with_feedback(
+                        &mut vector,
+                        Operator::Sum,
+                        &mut feedback,
+                    )?,
+                    false => communicator.all_reduce_entered(&mut vector, Operator::Sum)?,
+                }
+                sums.iter_mut().zip(vector).for_each(|(sum, value)| *sum += f64::from(value));
+            }
+            Ok(sums.into_iter().map(|sum| sum / rounds as f64).collect::<Vec<f64>>())
+        });
+        assert!(means.iter().all(|mean| *mean == means[0]), "all ranks read the same");
+        means.into_iter().next().unwrap()
+    })
+}
+
+#[test]
+fn with_error_feedback_the_long_run_mean_is_right_and_without_it_is_biased() {
+    const ROUNDS: usize = 400;
+    for format in NARROW {
+        for n in [1, 2, 3, 5] {
+            // One large number in each block, beside which the others are less than a rounding step; and the other way round
+            // for the sum, whose rounding is another.
+            let input = |rank: usize| {
+                let small = |index: usize| 1e-4 * (1.0 + ((index * 7 + rank * 3) % 11) as f32);
+                (0..3 * BLOCK + 50).map(|index| if index % 50 == rank { 1.0 } else { small(index) }).collect()
+            };
+            let inputs: Vec<Vec<f32>> = (0..n).map(input).collect();
+            let exact: Vec<f64> = (0..inputs[0].len())
+                .map(|index| inputs.iter().map(|input| f64::from(input[index])).sum())
+                .collect();
+            let worst = |means: &[f64]| {
+                means.iter().zip(&exact).map(|(mean, exact)| (mean - exact).abs()).fold(0.0, f64::max)
+            };
+            let [without, with] = long_run_means(format, &inputs, ROUNDS).map(|means| worst(&means));
+            if n == 1 {
+                assert!(without < 1e-6 && with < 1e-6, "nothing travels, nothing is rounded");
+                continue;
+            }
+            // What is still owed after the last round is at most a rounding step of each contribution and one of the sum.
+            let owed = 2.0 * (n as f64 * format.error_bound(1.1) + format.error_bound(1.1 * n as f32));
+            assert!(with <= owed / ROUNDS as f64 + 1e-6, "{format}, {n} ranks: {with}");
+            assert!(without > 3.0 * with, "{format}, {n} ranks: {without} without, {with} with");
+        }
+    }
+}
+
+#[test]
+fn a_rank_that_diverged_leaves_nothing_behind() {
+    for format in NARROW {
+        let options = CommunicatorOptions { wire: format, ..options("parameter-server") };
+        let results = on_ranks(2, &options, |communicator| {
+            let mut feedback = Feedback::default();
+            let mut last = Vec::new();
+            for round in 0..2 {
+                let mut vector = vec![if round == 0 { f32::INFINITY } else { 1.0 }; 300];
+                communicator.enter(vector.len(), Operator::Sum, Member::default())?;
+                communicator.all_reduce_entered_with_feedback(&mut vector, Operator::Sum, &mut feedback)?;
+                last = vector;
+            }
+            Ok(last)
+        });
+        assert!(results.iter().flatten().all(|&value| value == 2.0), "{format}");
+    }
 }

@@ -38,7 +38,7 @@ pub use direct::SharedBuffer;
 pub use double_tree::DoubleTree;
 pub use entry::{Entry, Member};
 pub use hierarchical::Hierarchical;
-pub use narrow::TWO_SHOT;
+pub use narrow::{Feedback, TWO_SHOT};
 pub use parameter_server::ParameterServer;
 pub use partition::part;
 pub use recursive_doubling::RecursiveDoubling;

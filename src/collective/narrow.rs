@@ -72,6 +72,43 @@ pub(super) struct Traffic {
     pub(super) received: u64,
 }
 
+/// What rounding took from a vector that is exchanged again and again, kept by the rank that rounded it, to be added the next
+/// time (error feedback: Karimireddy et al., *Error Feedback Fixes SignSGD*, ICML 2019; in both directions: Tang et al.,
+/// *DoubleSqueeze*, ICML 2019). So numbers that are too small beside their block's largest are not lost: they are sent when they
+/// have become large enough.
+///
+/// To be passed to [`Communicator::all_reduce_entered_with_feedback`](super::Communicator::all_reduce_entered_with_feedback)
+/// with vectors of always the same meaning.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Feedback {
+    /// Of this rank's contribution.
+    contribution: Vec<f32>,
+    /// Of the result's part that this rank owns.
+    result: Vec<f32>,
+}
+
+impl Feedback {
+    /// Adds what is left from the last time.
+    fn begin(&mut self, values: &mut [f32], own: usize) {
+        // A vector of another length is another vector.
+        if (self.contribution.len(), self.result.len()) != (values.len(), own) {
+            (self.contribution, self.result) = (vec![0.0; values.len()], vec![0.0; own]);
+        }
+        values.iter_mut().zip(&self.contribution).for_each(|(value, left)| *value += left);
+    }
+
+    /// Remembers what was rounded off `values`, whose encoding is `encoded`. What is not finite is not made up for: it has
+    /// done its damage.
+    fn remember(&mut self, format: WireFormat, values: &[f32], encoded: &[u8], range: Range<usize>) {
+        let left = &mut self.contribution[range];
+        format.decode(encoded, left);
+        for (left, value) in left.iter_mut().zip(values) {
+            let error = value - *left;
+            *left = if error.is_finite() { error } else { 0.0 };
+        }
+    }
+}
+
 /// What is to be done to the vector.
 #[derive(Clone, Copy)]
 pub(super) struct Narrow {
@@ -93,6 +130,7 @@ impl Narrow {
         transport: &dyn Transport,
         room: &mut NarrowRoom,
         values: &mut [f32],
+        mut feedback: Option<&mut Feedback>,
         wait: &Wait<'_>,
     ) -> Result<Traffic> {
         if transport.size() == 1 {
@@ -105,7 +143,10 @@ impl Narrow {
             len: values.len(),
             blocks_per_segment: (self.segment_bytes / self.format.encoded_bytes(wire::BLOCK)).max(1),
         };
-        let mut running = room.begin(self, cut, transport, wait);
+        if let Some(feedback) = &mut feedback {
+            feedback.begin(values, cut.elements(&cut.part(cut.rank)).len());
+        }
+        let mut running = room.begin(self, cut, transport, wait, feedback);
         let done = running.run(values);
         let traffic = running.traffic;
         if let Err(error) = done {
@@ -185,6 +226,7 @@ impl NarrowRoom {
         cut: Cut,
         transport: &'a dyn Transport,
         wait: &'a Wait<'a>,
+        feedback: Option<&'a mut Feedback>,
     ) -> Running<'a> {
         let whole = cut.format.encoded_bytes(cut.len).next_multiple_of(ALIGNMENT);
         let stride = cut.bytes(&cut.part(cut.rank)).next_multiple_of(ALIGNMENT);
@@ -207,6 +249,7 @@ impl NarrowRoom {
             arithmetic: Arithmetic { format: cut.format, in_rank_order: narrow.order == Order::Rank, factor },
             transport,
             wait,
+            feedback,
             outgoing,
             result: outgoing.wrapping_add(whole),
             contributions: outgoing.wrapping_add(2 * whole),
@@ -224,6 +267,7 @@ struct Running<'a> {
     arithmetic: Arithmetic,
     transport: &'a dyn Transport,
     wait: &'a Wait<'a>,
+    feedback: Option<&'a mut Feedback>,
     /// This rank's contribution to the whole vector, encoded, but for its own part.
     outgoing: *mut u8,
     /// The whole result, encoded.
@@ -281,7 +325,11 @@ impl Running<'_> {
                 let from = self.outgoing.wrapping_add(cut.offset(blocks.start));
                 // SAFETY: the range lies in the scratch space, and no transfer uses it before the next line.
                 let encoded = unsafe { std::slice::from_raw_parts_mut(from, cut.bytes(&blocks)) };
-                cut.format.encode(&values[cut.elements(&blocks)], encoded);
+                let range = cut.elements(&blocks);
+                cut.format.encode(&values[range.clone()], encoded);
+                if let Some(feedback) = &mut self.feedback {
+                    feedback.remember(cut.format, &values[range.clone()], encoded, range);
+                }
                 self.send(to, from, cut.bytes(&blocks))?;
             }
         }
@@ -290,7 +338,11 @@ impl Running<'_> {
         let encoded = unsafe {
             std::slice::from_raw_parts_mut(self.contribution(cut.rank, own.start), cut.bytes(&own))
         };
-        cut.format.encode(&values[cut.elements(&own)], encoded);
+        let range = cut.elements(&own);
+        cut.format.encode(&values[range.clone()], encoded);
+        if let Some(feedback) = &mut self.feedback {
+            feedback.remember(cut.format, &values[range.clone()], encoded, range);
+        }
         Ok(())
     }
 
@@ -298,6 +350,7 @@ impl Running<'_> {
     fn sum_own_part(&mut self, values: &mut [f32]) -> Result<()> {
         let cut = self.cut;
         let mut arrived = 0;
+        let begin = cut.elements(&cut.part(cut.rank)).start;
         for index in 0..cut.segments(cut.rank) {
             let Some(blocks) = cut.segment(cut.rank, index) else { continue };
             self.transport.wait(&mut self.tickets[arrived..arrived + cut.n - 1], self.wait)?;
@@ -313,7 +366,12 @@ impl Running<'_> {
             // transfer uses the result before it is sent below.
             unsafe {
                 let result = std::slice::from_raw_parts_mut(result, bytes);
-                combine(self.arithmetic, operands, self.sums, result, &mut values[cut.elements(&blocks)]);
+                let range = cut.elements(&blocks);
+                let left = self
+                    .feedback
+                    .as_mut()
+                    .map(|feedback| &mut feedback.result[range.start - begin..range.end - begin]);
+                combine(self.arithmetic, operands, self.sums, left, result, &mut values[range]);
             }
             for to in cut.following() {
                 self.send(to, result, bytes)?;

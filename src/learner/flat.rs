@@ -29,7 +29,7 @@
 //! While a slice of a buffer is borrowed, do not use the model: libtorch does not know of the borrow. Borrow, exchange,
 //! let go, and go on training.
 
-use super::{FlatSlice, Layout, Memory, Model};
+use super::{FlatSlice, Layout, Memory, Model, TensorLayout};
 use crate::error::{Error, Result};
 use crate::reduce::{Element, ElementType};
 use std::collections::BTreeMap;
@@ -200,6 +200,10 @@ impl Model for FlatStore {
 
     fn trainable(&self, group: usize) -> usize {
         self.groups[group].layout.trainable
+    }
+
+    fn tensors(&self, group: usize) -> &[TensorLayout] {
+        &self.groups[group].layout.tensors
     }
 
     fn parameters(&mut self, group: usize) -> FlatSlice<'_> {

@@ -1,6 +1,6 @@
 //! What an exchange needs of a model: its flat buffers.
 
-use super::Learner;
+use super::{Learner, TensorLayout};
 use crate::reduce::ElementType;
 use half::{bf16, f16};
 
@@ -26,6 +26,21 @@ impl FlatSlice<'_> {
             FlatSlice::BF16(_) => ElementType::BF16,
         }
     }
+
+    /// How many elements it has.
+    pub fn len(&self) -> usize {
+        match self {
+            FlatSlice::F32(values) => values.len(),
+            FlatSlice::F64(values) => values.len(),
+            FlatSlice::F16(values) => values.len(),
+            FlatSlice::BF16(values) => values.len(),
+        }
+    }
+
+    /// Whether it has none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
 }
 
 /// A model as the runtime sees it: one group of parameters for each element type.
@@ -36,6 +51,9 @@ pub trait Model {
     /// How many elements at the beginning of the group are trained; the rest are statistics (batch-norm running mean and
     /// variance).
     fn trainable(&self, group: usize) -> usize;
+
+    /// Where the group's tensors lie, in the order of their ranges: fragments are made of whole layers.
+    fn tensors(&self, group: usize) -> &[TensorLayout];
 
     /// The group's parameters and statistics.
     fn parameters(&mut self, group: usize) -> FlatSlice<'_>;
@@ -54,6 +72,10 @@ impl<L: Learner + ?Sized> Model for Box<L> {
 
     fn trainable(&self, _group: usize) -> usize {
         self.layout().trainable
+    }
+
+    fn tensors(&self, _group: usize) -> &[TensorLayout] {
+        &self.layout().tensors
     }
 
     fn parameters(&mut self, _group: usize) -> FlatSlice<'_> {

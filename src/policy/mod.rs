@@ -11,6 +11,7 @@
 mod mode;
 mod options;
 mod outer;
+mod overlapped;
 mod push_scale;
 mod pushing;
 mod reason;
@@ -25,6 +26,7 @@ mod units;
 mod vocabulary;
 mod weighting;
 
+pub mod adacomm;
 pub mod adsp;
 pub mod async_diloco;
 pub mod async_sgd;
@@ -39,12 +41,14 @@ pub mod local_sgd;
 pub mod r2sp;
 pub mod rounds;
 pub mod ssp;
+pub mod streaming_diloco;
 pub mod sync;
 pub mod wbsp;
 
 pub use mode::{Job, MODE_NAMES, MODES, Mode, Scheme};
 pub use options::{PolicyOptions, Preset};
 pub use outer::{Outer, OuterOptimiser};
+pub use overlapped::Overlapped;
 pub use push_scale::PushScale;
 pub use pushing::PushingWorker;
 pub use reason::Reason;

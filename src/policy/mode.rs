@@ -1,5 +1,6 @@
 //! The modes by name: what `--mode` takes, and what each of them needs to run.
 
+use super::adacomm::AdaComm;
 use super::adsp::{self, AdspCoordinator, AdspWorker};
 use super::async_diloco::{self, AsyncDilocoCoordinator, AsyncDilocoWorker};
 use super::async_sgd::{self, AsyncServer};
@@ -12,8 +13,10 @@ use super::hermes::{self, HermesCoordinator, HermesWorker};
 use super::local::LocalWorker;
 use super::local_sgd::{LocalSgd, PostLocalSgd};
 use super::options::PolicyOptions;
+use super::overlapped::Overlapped;
 use super::r2sp::{self, R2spServer};
 use super::ssp::{self, SspServer};
+use super::streaming_diloco::{self, StreamingDiloco};
 use super::sync::SyncWorker;
 use super::wbsp::{WbspCoordinator, WbspOverlapWorker, WbspWorker};
 use super::{Coordinator, Outer, WorkerPolicy};
@@ -49,7 +52,9 @@ pub const MODES: &[Mode] = &[
     Mode { name: "local", scheme: Scheme::Alone },
     Mode { name: "local-sgd", scheme: Scheme::Rounds },
     Mode { name: "post-local-sgd", scheme: Scheme::Rounds },
+    Mode { name: "adacomm", scheme: Scheme::Rounds },
     Mode { name: "diloco", scheme: Scheme::Rounds },
+    Mode { name: "streaming-diloco", scheme: Scheme::Rounds },
     Mode { name: "wbsp", scheme: Scheme::Server },
     Mode { name: "wbsp-overlap", scheme: Scheme::Server },
     Mode { name: "async-diloco", scheme: Scheme::Server },
@@ -113,7 +118,7 @@ impl Mode {
     /// The outer optimiser, if none is asked for. Its rate is then [`Outer::default_learning_rate`].
     pub fn default_outer(self) -> Outer {
         match self.name {
-            "diloco" => Outer::Nesterov,
+            "diloco" | "streaming-diloco" => Outer::Nesterov,
             _ => Outer::Sgd,
         }
     }
@@ -132,13 +137,24 @@ impl Mode {
     /// # Errors
     /// `Usage` if an option does not fit this mode or this job.
     pub fn worker(self, options: &PolicyOptions, job: &Job, rank: Rank) -> Result<Box<dyn WorkerPolicy>> {
+        let policy = self.plain_worker(options, job, rank)?;
+        Ok(if options.overlap { Box::new(Overlapped::new(policy)) } else { policy })
+    }
+
+    /// The same without what is wrapped around any policy.
+    fn plain_worker(self, options: &PolicyOptions, job: &Job, rank: Rank) -> Result<Box<dyn WorkerPolicy>> {
         match self.name {
             "esync" => Ok(Box::new(EsyncWorker::new(esync_settings(options)))),
             "sync" => Ok(Box::new(SyncWorker::default())),
             "local" => Ok(Box::new(LocalWorker)),
             "local-sgd" => Ok(Box::new(LocalSgd::from_options(options))),
             "post-local-sgd" => Ok(Box::new(PostLocalSgd::from_options(options, job)?)),
+            "adacomm" => Ok(Box::new(AdaComm::from_options(options, job))),
             "diloco" => Ok(Box::new(diloco::from_options(options))),
+            "streaming-diloco" => {
+                let settings = streaming_diloco::Settings::from_options(options)?;
+                Ok(Box::new(StreamingDiloco::new(settings)?))
+            }
             "wbsp" => Ok(Box::new(WbspWorker)),
             "wbsp-overlap" => Ok(Box::<WbspOverlapWorker>::default()),
             "async-diloco" => {

@@ -3,6 +3,7 @@
 use super::Schedule;
 use super::bounded_delay::{self, DataSample, StalenessRule};
 use super::esync::Planning;
+use super::streaming_diloco::FragmentMap;
 use super::{PushScale, by_name};
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize, Serializer};
@@ -75,6 +76,24 @@ pub struct PolicyOptions {
     /// The share of the sample budget over which the learning rate rises from 0. Not a flag of the policies either.
     #[serde(skip)]
     pub warmup: f64,
+    /// `adacomm`: seconds after which the number of local steps is chosen again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub adapt_seconds: Option<f64>,
+    /// `streaming-diloco`: into how many fragments the parameters are cut.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fragments: Option<u16>,
+    /// `streaming-diloco`: which parameters make up a fragment.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fragment_map: Option<FragmentMap>,
+    /// `streaming-diloco`: steps during the exchange of a fragment.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub overlap_steps: Option<u64>,
+    /// `streaming-diloco`: the share that a worker's own parameters keep when an exchange ends.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mix: Option<f64>,
+    /// Rounds of deltas: the exchange of a round runs beside the next round's steps.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub overlap: bool,
     // Servers.
     /// `async`, `dc-asgd`, `ssp`, `bounded-delay`, `r2sp`: how much a push counts.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -167,6 +186,13 @@ impl PolicyOptions {
     /// # Errors
     /// `Usage` with the option and the modes that it belongs to.
     pub fn check_for(&self, mode: &str) -> Result<()> {
+        if self.overlap && mode == "sync" {
+            return Err(Error::Usage(
+                "--overlap applies deltas a round late, and --mode sync averages gradients: use --mode local-sgd \
+                 --local-steps 1, which averages the deltas of single steps"
+                    .into(),
+            ));
+        }
         match self.uses().iter().find(|used| used.given && !used.modes.contains(&mode)) {
             None => bounded_delay::check(self),
             Some(used) => Err(Error::Usage(format!(
@@ -185,13 +211,29 @@ impl PolicyOptions {
             of(
                 "local-steps",
                 self.local_steps.is_some(),
-                &["local-sgd", "post-local-sgd", "diloco", "async-diloco", "easgd"],
+                &[
+                    "local-sgd",
+                    "post-local-sgd",
+                    "adacomm",
+                    "diloco",
+                    "streaming-diloco",
+                    "async-diloco",
+                    "easgd",
+                ],
             ),
             of("switch-at", self.switch_at.is_some(), &["post-local-sgd"]),
             of(
                 "preset",
                 self.preset.is_some(),
-                &["post-local-sgd", "diloco", "async-diloco", "hermes", "adsp"],
+                &[
+                    "post-local-sgd",
+                    "adacomm",
+                    "diloco",
+                    "streaming-diloco",
+                    "async-diloco",
+                    "hermes",
+                    "adsp",
+                ],
             ),
             of("grace-period", self.grace_period.is_some(), &["async-diloco"]),
             of("gate-threshold", self.gate_threshold.is_some(), &["hermes"]),
@@ -217,6 +259,12 @@ impl PolicyOptions {
             of("dc-lambda", self.dc_lambda.is_some(), &["dc-asgd"]),
             of("dc-mean-square-decay", self.dc_mean_square_decay.is_some(), &["dc-asgd"]),
             of("elastic-beta", self.elastic_beta.is_some(), &["easgd"]),
+            of("adapt-seconds", self.adapt_seconds.is_some(), &["adacomm"]),
+            of("fragments", self.fragments.is_some(), &["streaming-diloco"]),
+            of("fragment-map", self.fragment_map.is_some(), &["streaming-diloco"]),
+            of("overlap-steps", self.overlap_steps.is_some(), &["streaming-diloco"]),
+            of("mix", self.mix.is_some(), &["streaming-diloco"]),
+            of("overlap", self.overlap, &["esync", "local-sgd", "post-local-sgd", "adacomm", "diloco"]),
         ]
     }
 }

@@ -128,6 +128,51 @@ pub enum Reason {
     Adsp(AdspReason),
     /// A parameter server's rule.
     Server(ServerReason),
+    /// The length of a round was chosen again (AdaComm).
+    RoundsAdapted {
+        /// The mean loss since the last choice.
+        loss: f64,
+        /// That of the first round.
+        first_loss: f64,
+        /// Whether the loss asked for it; else rounds are halved.
+        follows_loss: bool,
+        /// Local steps of a round before.
+        from: u64,
+        /// And from now on.
+        to: u64,
+    },
+    /// The losses are no measure of progress: the length of a round stays (AdaComm).
+    LossSaysNothing {
+        /// The mean loss since the last choice.
+        loss: f64,
+        /// That of the first round.
+        first_loss: f64,
+        /// Local steps of a round.
+        local_steps: u64,
+    },
+    /// It is this fragment's turn to be exchanged.
+    FragmentDue {
+        /// Which.
+        index: u16,
+        /// Steps done so far.
+        steps: u64,
+    },
+    /// An exchange runs, and steps go on beside it.
+    RunsBesideSteps {
+        /// Steps until its result is needed.
+        steps_left: u64,
+    },
+    /// The steps beside an exchange are done, its result is due.
+    OverlapEnds {
+        /// Steps done so far.
+        steps: u64,
+    },
+    /// The last round's exchange ran beside this round's steps, and its result is due.
+    LastRoundsExchangeDue,
+    /// The last round is applied, and this round's exchange begins.
+    LastRoundApplied,
+    /// All ranks agreed to stop: an exchange takes in what is not sent yet.
+    LastExchange,
     /// All ranks agreed to stop.
     Agreed,
     /// A budget is spent, or somebody asked to stop.
@@ -210,6 +255,39 @@ impl fmt::Display for Reason {
             Reason::Hermes(reason) => reason.fmt(f),
             Reason::Adsp(reason) => reason.fmt(f),
             Reason::Server(reason) => reason.fmt(f),
+            Reason::RoundsAdapted { loss, first_loss, follows_loss: true, from, to } => write!(
+                f,
+                "the loss is {loss:.4} and was {first_loss:.4} at first: rounds of {from} local steps become rounds of {to}"
+            ),
+            Reason::RoundsAdapted { loss, first_loss, follows_loss: false, from, to } => write!(
+                f,
+                "the loss is {loss:.4} and was {first_loss:.4} at first: it asks for no shorter rounds, which are halved from \
+                 {from} to {to} local steps"
+            ),
+            Reason::LossSaysNothing { loss, first_loss, local_steps } => write!(
+                f,
+                "losses of {loss:.4} and, at first, {first_loss:.4} have no ratio to go by: rounds keep their {local_steps} \
+                 local steps"
+            ),
+            Reason::FragmentDue { index, steps } => write!(f, "fragment {index} is due after {steps} steps"),
+            Reason::RunsBesideSteps { steps_left } => {
+                write!(f, "an exchange runs, and {steps_left} more steps fit beside it")
+            }
+            Reason::OverlapEnds { steps } => {
+                write!(f, "the result of the exchange is due after {steps} steps")
+            }
+            Reason::LastRoundsExchangeDue => {
+                write!(f, "the last round's exchange ran beside this round's steps, and its result is due")
+            }
+            Reason::LastRoundApplied => {
+                write!(
+                    f,
+                    "the last round is applied: this round's exchange runs beside the next round's steps"
+                )
+            }
+            Reason::LastExchange => {
+                write!(f, "all ranks agreed to stop: one more exchange takes in what was not sent yet")
+            }
             Reason::Agreed => write!(f, "all ranks agreed to stop"),
             Reason::StopRequested => write!(f, "a budget is spent or somebody asked to stop"),
             Reason::Unexpected { event } => write!(f, "internal error, please report it: unexpected {event}"),

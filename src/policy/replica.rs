@@ -141,6 +141,14 @@ impl<T: Float> Replica<T> {
         &self.anchor
     }
 
+    /// Exchanges parameters and anchor, so that the global parameters can be looked at, and saves the local ones. To be called
+    /// again before anything else.
+    pub fn swap_anchor(&mut self, params: &mut [T]) -> Result<()> {
+        self.check_lengths(&[params.len()])?;
+        self.anchor.swap_with_slice(params);
+        Ok(())
+    }
+
     /// How many elements are trained; the rest are statistics.
     pub fn trainable(&self) -> usize {
         self.trainable

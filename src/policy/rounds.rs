@@ -68,6 +68,10 @@ impl<P: Plan> Rounds<P> {
         &self.plan
     }
 
+    pub(super) fn plan_mut(&mut self) -> &mut P {
+        &mut self.plan
+    }
+
     fn stepped(&mut self) -> (Action, Reason) {
         self.local_steps += 1;
         let (local_steps, planned_steps) = (self.local_steps, self.plan.local_steps().max(1));

@@ -1,16 +1,16 @@
 //! One rank's side of training: carries out what its policy says.
 
+mod exchanging;
+
+use super::channel::Channel;
 use super::control::StateServer;
 use super::exchange::{Exchange, ExchangeOptions};
 use super::stopwatch::{Activity, Stopwatch};
-use crate::collective::{Communicator, Member};
+use crate::collective::Communicator;
 use crate::error::{Error, Result};
 use crate::learner::Model;
-use crate::policy::{
-    Action, ExchangeId, Install, LocalSteps, MemberReport, Payload, Reason, Smoothed, Update, WorkerEvent,
-    WorkerPolicy, weights,
-};
-use crate::reduce::Operator;
+use crate::policy::{Action, MemberReport, Reason, Smoothed, Update, WorkerEvent, WorkerPolicy};
+use exchanging::Pending;
 use std::sync::Arc;
 
 /// A mini-batch that the training loop has run.
@@ -58,7 +58,8 @@ pub struct ExchangeReport {
     pub members: Arc<[MemberReport]>,
     /// Seconds that this rank waited for the others to arrive.
     pub wait_seconds: f64,
-    /// Seconds from everybody's arrival to the result in place.
+    /// Seconds from everybody's arrival to the result in place; if the exchange ran beside steps, only those of them that
+    /// this rank's training waited for.
     pub exchange_seconds: f64,
     /// The greatest of all ranks' [`stop_wish`](Observer::stop_wish)es.
     pub stop_wish: u64,
@@ -110,6 +111,15 @@ pub trait Observer<M> {
         Ok(false)
     }
 
+    /// A step was done while an exchange runs beside it: the communicator is in use, so that nothing can be evaluated.
+    ///
+    /// # Errors
+    /// Whatever ends training.
+    fn stepped_beside_exchange(&mut self, step: &Step, clock: &Stopwatch, totals: Totals) -> Result<()> {
+        let _ = (step, clock, totals);
+        Ok(())
+    }
+
     /// An exchange has ended; all ranks are called with the same figures and must give the same answer: whether to stop.
     ///
     /// # Errors
@@ -127,10 +137,10 @@ impl<M> Observer<M> for Silent {}
 /// Drives one rank's policy. See the [module](super).
 pub struct Worker {
     policy: Box<dyn WorkerPolicy>,
-    communicator: Communicator,
+    channel: Channel,
     state_server: Option<Box<dyn StateServer>>,
     state_server_name: Option<&'static str>,
-    options: ExchangeOptions,
+    options: Arc<ExchangeOptions>,
     exchange: Exchange,
     clock: Stopwatch,
     totals: Totals,
@@ -149,12 +159,6 @@ struct Round {
     loss_sum: f64,
 }
 
-/// An exchange that has begun.
-struct Pending {
-    exchange: ExchangeId,
-    payload: Payload,
-}
-
 impl Worker {
     /// A worker over `communicator`. The model's parameters become those of rank 0 on every rank.
     ///
@@ -171,10 +175,10 @@ impl Worker {
         exchange.synchronise_start(model, &mut communicator, &options)?;
         Ok(Worker {
             policy,
-            communicator,
+            channel: Channel::new(communicator),
             state_server_name: state_server.as_ref().map(|server| server.name()),
             state_server,
-            options,
+            options: Arc::new(options),
             exchange,
             clock: Stopwatch::start(Activity::Other),
             totals: Totals::default(),
@@ -196,10 +200,10 @@ impl Worker {
         model: &mut M,
         observer: &mut dyn Observer<M>,
     ) -> Result<Next> {
-        self.communicator.barrier()?;
+        self.communicator().barrier()?;
         self.clock = Stopwatch::start(Activity::Decide);
         observer.began();
-        let rank = self.communicator.rank();
+        let rank = self.channel.rank();
         self.drive(WorkerEvent::Started { rank, step_seconds }, model, observer)
     }
 
@@ -221,17 +225,20 @@ impl Worker {
         self.round.loss_sum += step.loss;
         self.step_seconds.add(step.seconds);
         if update == Update::Local {
-            self.exchange.step_taken();
+            self.exchange.step_taken(step.samples as u64);
         }
-        if self.communicator.size() == 1 {
+        if self.channel.size() == 1 {
             self.totals.global_samples = self.totals.samples;
         }
         if !step.loss.is_finite() {
-            let (rank, step_number) = (self.communicator.rank(), self.totals.local_steps);
+            let (rank, step_number) = (self.channel.rank(), self.totals.local_steps);
             return Err(Error::Diverged { rank, step: step_number, loss: step.loss });
         }
         self.clock.switch(Activity::Other);
-        let stop = observer.stepped(&step, self.observed(model))?;
+        let stop = match self.channel.is_away() {
+            true => observer.stepped_beside_exchange(&step, &self.clock, self.totals).map(|()| false)?,
+            false => observer.stepped(&step, self.observed(model))?,
+        };
         self.clock.switch(Activity::Decide);
         if stop {
             return self.drive(WorkerEvent::StopRequested, model, observer);
@@ -251,9 +258,9 @@ impl Worker {
         self.totals
     }
 
-    /// The communicator.
+    /// The communicator. While an exchange runs beside steps this waits for its end.
     pub fn communicator(&mut self) -> &mut Communicator {
-        &mut self.communicator
+        self.channel.communicator()
     }
 
     /// The policy's name.
@@ -272,7 +279,12 @@ impl Worker {
     }
 
     fn observed<'a, M>(&'a mut self, model: &'a mut M) -> Observed<'a, M> {
-        Observed { model, communicator: &mut self.communicator, clock: &mut self.clock, totals: self.totals }
+        Observed {
+            model,
+            communicator: self.channel.communicator(),
+            clock: &mut self.clock,
+            totals: self.totals,
+        }
     }
 
     fn drive<M: Model>(
@@ -288,12 +300,16 @@ impl Worker {
                 return Err(Error::Internal(format!("policy `{}`: {reason}", self.policy.name())));
             }
             observer.decided(&action, &reason);
+            if !matches!(action, Action::Begin { .. } | Action::Finish { .. } | Action::Stop) {
+                self.depart(model, observer)?;
+            }
             event = match action {
                 Action::Step { update } => {
                     self.clock.switch(Activity::Other);
                     return Ok(Next::Step { update });
                 }
                 Action::Stop => {
+                    self.communicator();
                     self.stopped = true;
                     self.state_server = None;
                     self.clock.switch(Activity::Other);
@@ -307,8 +323,13 @@ impl Worker {
                     }
                     None => return Err(self.cannot("ask a state server: none was set up")),
                 },
-                Action::Begin { exchange, payload, .. } => {
-                    self.pending = Some(Pending { exchange, payload });
+                Action::Begin { exchange, fragment, payload } => {
+                    if self.pending.is_some() {
+                        return Err(self.cannot("begin an exchange before the last one is finished"));
+                    }
+                    let has_departed = false;
+                    let pending = Pending { exchange, fragment, payload, has_departed };
+                    self.pending = Some(pending);
                     WorkerEvent::Begun { exchange }
                 }
                 Action::Finish { exchange, install, .. } => {
@@ -330,68 +351,5 @@ impl Worker {
 
     fn cannot(&self, what: &str) -> Error {
         Error::Internal(format!("policy `{}` wants to {what}", self.policy.name()))
-    }
-
-    fn finish<M: Model>(
-        &mut self,
-        exchange: ExchangeId,
-        install: Install,
-        model: &mut M,
-        observer: &mut dyn Observer<M>,
-    ) -> Result<WorkerEvent> {
-        let Some(pending) = self.pending.take().filter(|pending| pending.exchange == exchange) else {
-            return Err(self.cannot("finish an exchange that has not begun"));
-        };
-        let own = self.own_figures(observer.stop_wish());
-        self.clock.switch(Activity::Wait);
-        let entry = self.communicator.enter(self.exchange.count(), Operator::Sum, own)?;
-        let members: Arc<[MemberReport]> = entry.members.iter().enumerate().map(member_report).collect();
-        let stop_wish = entry.members.iter().map(|member| member.flags).max().unwrap_or_default();
-        let least_transfer =
-            entry.members.iter().map(|member| member.transfer_seconds).fold(f64::MAX, f64::min);
-        let wait_seconds = self.clock.switch(Activity::Exchange);
-
-        let weights = weights(self.options.weighting, &members, &self.options.shard_samples);
-        let weight = weights[self.communicator.rank()];
-        self.exchange.run(model, &mut self.communicator, pending.payload, weight, install)?;
-        self.totals.exchanges += 1;
-        self.totals.global_samples += members.iter().map(|member| member.samples).sum::<u64>();
-        self.round = Round::default();
-        let exchange_seconds = self.clock.switch(Activity::Other);
-        self.transfer_seconds = exchange_seconds;
-
-        let report = ExchangeReport {
-            exchange: self.totals.exchanges,
-            members: members.clone(),
-            wait_seconds,
-            exchange_seconds,
-            stop_wish,
-        };
-        let stop = observer.exchanged(&report, self.observed(model))?;
-        self.clock.switch(Activity::Decide);
-        Ok(WorkerEvent::Finished { exchange, transfer_seconds: least_transfer, wait_seconds, members, stop })
-    }
-
-    fn own_figures(&self, stop_wish: u64) -> Member {
-        Member {
-            local_steps: self.round.local_steps,
-            samples: self.round.samples,
-            step_seconds: self.step_seconds.get(),
-            transfer_seconds: self.transfer_seconds,
-            loss: self.round.loss_sum / self.round.local_steps.max(1) as f64,
-            flags: stop_wish,
-            ..Member::default()
-        }
-    }
-}
-
-fn member_report((rank, member): (usize, &Member)) -> MemberReport {
-    MemberReport {
-        rank,
-        local_steps: LocalSteps(member.local_steps),
-        samples: member.samples,
-        step_seconds: member.step_seconds,
-        transfer_seconds: member.transfer_seconds,
-        loss: member.loss,
     }
 }

@@ -8,8 +8,10 @@ use crate::collective::{
 use crate::data::{DATASET_NAMES, Split};
 use crate::error::{Error, Result};
 use crate::learner::NETWORK_NAMES;
+use crate::policy::streaming_diloco::{self, Settings};
 use crate::policy::{LearningRate, Mode, Outer, PolicyOptions, Schedule, Scheme, Weighting};
 use crate::reduce::WireFormat;
+use crate::runtime::Fragments;
 use serde::Serialize;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -31,6 +33,7 @@ pub struct Config {
     pub topology: Option<PathBuf>,
     pub order: Order,
     pub wire: WireFormat,
+    pub error_feedback: bool,
     pub transport: TransportChoice,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub servers: Option<usize>,
@@ -81,6 +84,7 @@ impl Config {
     pub fn resolve(flags: Flags) -> Result<Config> {
         let no_budget = flags.epochs.is_none() && flags.max_samples.is_none() && flags.max_seconds.is_none();
         let mode = Mode::by_name(flags.mode.as_deref().unwrap_or("esync"))?;
+        let wire = flags.wire.unwrap_or(mode.default_wire());
         let outer = flags.outer.unwrap_or(mode.default_outer());
         let lr_schedule = flags.lr_schedule.unwrap_or_default();
         let config = Config {
@@ -90,6 +94,12 @@ impl Config {
                 max_local_steps: flags.max_local_steps,
                 local_steps: flags.local_steps,
                 switch_at: flags.switch_at,
+                adapt_seconds: flags.adapt_seconds,
+                fragments: flags.fragments,
+                fragment_map: flags.fragment_map,
+                overlap_steps: flags.overlap_steps,
+                mix: flags.mix,
+                overlap: flags.overlap.unwrap_or(false),
                 grace_period: flags.grace_period.map(|seconds| seconds.0),
                 gate_threshold: flags.gate_threshold,
                 gate_decay: flags.gate_decay,
@@ -121,7 +131,8 @@ impl Config {
             collective: flags.collective.unwrap_or_else(|| "auto".into()),
             topology: flags.topology,
             order: flags.order.unwrap_or_default(),
-            wire: flags.wire.unwrap_or(mode.default_wire()),
+            wire,
+            error_feedback: flags.error_feedback.unwrap_or(wire == WireFormat::Int8 && averages_deltas(mode)),
             transport: flags.transport.unwrap_or_default(),
             servers: flags.servers,
             timeout: flags.timeout.unwrap_or(Seconds(Duration::from_secs(300))),
@@ -183,6 +194,7 @@ impl Config {
         positive("max-seconds", self.max_seconds)?;
         positive("max-samples", self.max_samples.map(|n| n as f64))?;
         positive("max-local-steps", self.policy.max_local_steps.map(|n| n as f64))?;
+        positive("adapt-seconds", self.policy.adapt_seconds)?;
         positive("local-steps", self.policy.local_steps.map(|n| n as f64))?;
         positive("gate-idle", self.policy.gate_idle.map(|n| n as f64))?;
         positive("memory-samples", self.policy.memory_samples.map(|n| n as f64))?;
@@ -242,6 +254,17 @@ impl Config {
             ));
         }
         self.policy.check_for(&self.mode)?;
+        if self.error_feedback
+            && (self.wire == WireFormat::F32 || !averages_deltas(Mode::by_name(&self.mode)?))
+        {
+            return Err(Error::Usage(format!(
+                "--error-feedback makes up for what a narrow wire rounds off deltas; here are --wire {} and --mode {}",
+                self.wire, self.mode
+            )));
+        }
+        if self.mode == "streaming-diloco" {
+            Settings::from_options(&self.policy)?;
+        }
         if self.servers.is_some() && self.collective != "parameter-server" {
             return Err(Error::Usage(format!(
                 "--servers belongs to --collective parameter-server, and here it is {}",
@@ -306,6 +329,14 @@ impl Config {
         })
     }
 
+    /// The fragments of the exchanges, if the mode has them.
+    pub fn fragments(&self) -> Option<Fragments> {
+        let PolicyOptions { fragments, fragment_map, .. } = self.policy;
+        let (count, map) =
+            (fragments.unwrap_or(streaming_diloco::FRAGMENTS), fragment_map.unwrap_or_default());
+        (self.mode == "streaming-diloco").then_some(Fragments { count, map })
+    }
+
     /// The budget in samples of all workers, if there is one.
     pub fn sample_budget(&self, training_samples: usize) -> Option<u64> {
         let by_epochs = self.epochs.map(|epochs| (epochs * training_samples as f64).ceil() as u64);
@@ -335,6 +366,11 @@ impl Config {
         }
         Ok(text)
     }
+}
+
+/// Whether the mode's exchanges are of deltas.
+fn averages_deltas(mode: Mode) -> bool {
+    mode.scheme == Scheme::Rounds && mode.name != "sync"
 }
 
 #[cfg(test)]

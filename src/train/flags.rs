@@ -6,6 +6,7 @@ use crate::data::{DATASET_NAMES, Split};
 use crate::error::{Error, Result};
 use crate::learner::NETWORK_NAMES;
 use crate::policy::bounded_delay::StalenessRule;
+use crate::policy::streaming_diloco::FragmentMap;
 use crate::policy::{MODE_NAMES, Outer, Preset, PushScale, Schedule, Weighting};
 use crate::reduce::WireFormat;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
@@ -86,6 +87,15 @@ fn names(names: &'static [&'static str]) -> impl TypedValueParser<Value = String
     PossibleValuesParser::new(names)
 }
 
+/// The short help has no room for all modes.
+fn mode_help() -> String {
+    format!(
+        "When workers exchange: `esync` fills the waiting time with local steps, `sync` exchanges after every step, `local` is \
+         one worker alone [default: esync]\n\nAll modes: {}.",
+        MODE_NAMES.join(", ")
+    )
+}
+
 fn order(text: &str) -> Result<Order> {
     let all = [Order::Auto, Order::Canonical, Order::Rank, Order::Fastest];
     all.into_iter().find(|order| order.to_string() == text).ok_or_else(|| {
@@ -97,8 +107,16 @@ fn order(text: &str) -> Result<Order> {
 #[derive(Debug, Clone, Default, Args, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Flags {
-    /// When workers exchange: `esync` fills the waiting time with local steps, `sync` exchanges after every step, `local` is one worker alone [default: esync]
-    #[arg(short, long, env = "ESYNC_MODE", value_parser = names(&MODE_NAMES), help_heading = "Synchronisation")]
+    /// When workers exchange: `esync` fills the waiting time with local steps, `sync` exchanges after every step, `local` is one worker alone; --help names all [default: esync]
+    #[arg(
+        short,
+        long,
+        env = "ESYNC_MODE",
+        value_parser = names(&MODE_NAMES),
+        hide_possible_values = true,
+        long_help = mode_help(),
+        help_heading = "Synchronisation"
+    )]
     pub mode: Option<String>,
     /// Upper bound of local steps in a round [default: none]
     #[arg(
@@ -297,6 +315,62 @@ pub struct Flags {
         hide_short_help = true
     )]
     pub elastic_beta: Option<f64>,
+    /// Mode adacomm: seconds after which the number of local steps is chosen again [default: 16 of the slowest worker's steps]
+    #[arg(
+        long,
+        env = "ESYNC_ADAPT_SECONDS",
+        value_name = "SECONDS",
+        help_heading = "Synchronisation",
+        hide_short_help = true
+    )]
+    pub adapt_seconds: Option<f64>,
+    /// Mode streaming-diloco: into how many fragments the parameters are cut [default: 2]
+    #[arg(
+        long,
+        env = "ESYNC_FRAGMENTS",
+        value_name = "COUNT",
+        help_heading = "Synchronisation",
+        hide_short_help = true
+    )]
+    pub fragments: Option<u16>,
+    /// Mode streaming-diloco: which layers make up a fragment: strided, or contiguous, which cuts through layers [default: strided]
+    #[arg(
+        long,
+        env = "ESYNC_FRAGMENT_MAP",
+        value_name = "MAP",
+        help_heading = "Synchronisation",
+        hide_short_help = true
+    )]
+    pub fragment_map: Option<FragmentMap>,
+    /// Mode streaming-diloco: steps during the exchange of a fragment [default: 1]
+    #[arg(
+        long,
+        env = "ESYNC_OVERLAP_STEPS",
+        value_name = "STEPS",
+        help_heading = "Synchronisation",
+        hide_short_help = true
+    )]
+    pub overlap_steps: Option<u64>,
+    /// Mode streaming-diloco: the share that a worker's own parameters keep when an exchange ends [default: 0.5]
+    #[arg(
+        long,
+        env = "ESYNC_MIX",
+        value_name = "SHARE",
+        help_heading = "Synchronisation",
+        hide_short_help = true
+    )]
+    pub mix: Option<f64>,
+    /// Exchange beside the next round's local steps, and apply the result one round late
+    #[arg(
+        long,
+        env = "ESYNC_OVERLAP",
+        value_name = "BOOL",
+        num_args = 0..=1,
+        default_missing_value = "true",
+        help_heading = "Synchronisation",
+        hide_short_help = true
+    )]
+    pub overlap: Option<bool>,
     /// Where a mode's defaults come from: scaled to the job, or the paper's own numbers [default: scaled]
     #[arg(long, env = "ESYNC_PRESET", help_heading = "Synchronisation", hide_short_help = true)]
     pub preset: Option<Preset>,
@@ -336,6 +410,17 @@ pub struct Flags {
     /// All but f32 round them, and are summed by the owner of each part, whatever --collective is [default: f32].
     #[arg(long, env = "ESYNC_WIRE", value_name = "FORMAT", help_heading = "Communication")]
     pub wire: Option<WireFormat>,
+    /// Add what a narrow wire has rounded off deltas to the next ones [default: true with int8]
+    #[arg(
+        long,
+        env = "ESYNC_ERROR_FEEDBACK",
+        value_name = "BOOL",
+        num_args = 0..=1,
+        default_missing_value = "true",
+        help_heading = "Communication",
+        hide_short_help = true
+    )]
+    pub error_feedback: Option<bool>,
     /// Where the bytes travel [default: auto]
     #[arg(long, env = "ESYNC_TRANSPORT", value_enum, help_heading = "Communication")]
     pub transport: Option<TransportChoice>,

@@ -103,6 +103,8 @@ pub fn train(config: &Config, transport: Arc<dyn Transport>, signals: &Signals) 
         outer: config.outer,
         global_learning_rate: config.global_lr,
         shard_samples,
+        fragments: config.fragments(),
+        error_feedback: config.error_feedback,
     };
     let mut worker =
         Worker::new(mode.worker(&policy, &job, rank)?, communicator, state_server, options, &mut learner)?;

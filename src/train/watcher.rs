@@ -8,7 +8,7 @@ use super::summary::StoppedBy;
 use crate::error::{Error, Result};
 use crate::learner::Learner;
 use crate::policy::{Action, Reason};
-use crate::runtime::{Activity, ExchangeReport, Observed, Observer, Step, Totals};
+use crate::runtime::{Activity, ExchangeReport, Observed, Observer, Step, Stopwatch, Totals};
 use serde::Serialize;
 use serde_json::json;
 use std::sync::Arc;
@@ -181,6 +181,19 @@ impl Watcher {
         Ok(self.stopped_by.is_some())
     }
 
+    fn note(&mut self, step: &Step, clock: &Stopwatch, totals: Totals) -> Result<()> {
+        let slow_seconds = clock.seconds(Activity::Slow);
+        let event = StepEvent {
+            local_step: totals.local_steps,
+            step_seconds: step.seconds,
+            slow_seconds: slow_seconds - self.slow_seconds,
+            samples: step.samples,
+            loss: step.loss,
+        };
+        self.slow_seconds = slow_seconds;
+        self.metrics.event("step", event)
+    }
+
     fn wish(&self) -> u64 {
         if self.signals.interrupt.load(Ordering::Relaxed) {
             3
@@ -228,21 +241,16 @@ impl<L: Learner + ?Sized> Observer<Box<L>> for Watcher {
     }
 
     fn stepped(&mut self, step: &Step, observed: Observed<'_, Box<L>>) -> Result<bool> {
-        let slow_seconds = observed.clock.seconds(Activity::Slow);
-        let event = StepEvent {
-            local_step: observed.totals.local_steps,
-            step_seconds: step.seconds,
-            slow_seconds: slow_seconds - self.slow_seconds,
-            samples: step.samples,
-            loss: step.loss,
-        };
-        self.slow_seconds = slow_seconds;
-        self.metrics.event("step", event)?;
+        self.note(step, observed.clock, observed.totals)?;
         if self.is_alone {
             let wish = self.wish();
             return self.check_limits(wish, observed);
         }
         Ok(false)
+    }
+
+    fn stepped_beside_exchange(&mut self, step: &Step, clock: &Stopwatch, totals: Totals) -> Result<()> {
+        self.note(step, clock, totals)
     }
 
     fn exchanged(&mut self, report: &ExchangeReport, observed: Observed<'_, Box<L>>) -> Result<bool> {

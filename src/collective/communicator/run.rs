@@ -4,7 +4,7 @@ use super::Communicator;
 use crate::collective::direct;
 use crate::collective::entry::Header;
 use crate::collective::executor;
-use crate::collective::narrow::{self, Narrow};
+use crate::collective::narrow::{self, Feedback, Narrow};
 use crate::collective::plan::Plan;
 use crate::collective::{
     Collective, CommunicatorOptions, Entry, Kind, Member, Native, Operation, ParameterServer, part, verify,
@@ -46,7 +46,7 @@ impl Communicator {
     }
 
     /// Whether this call takes the two-shot form.
-    fn is_narrow(&self, operation: &Operation, element: ElementType) -> bool {
+    pub(super) fn is_narrow(&self, operation: &Operation, element: ElementType) -> bool {
         operation.kind.reduces() && self.options.wire.narrows(element)
     }
 
@@ -195,14 +195,8 @@ impl Communicator {
         let deadline = Deadline::after(self.options.timeout);
         let wait = Wait { deadline, patience: Patience::Transfer, operation: &label };
         if self.is_narrow(&operation, element) {
-            let CommunicatorOptions { wire, order, segment_bytes, .. } = self.options;
-            narrow::check(wire, &operation, element, operator)?;
-            let narrow = Narrow { format: wire, order, operator, segment_bytes };
-            let values = bytemuck::cast_slice_mut(bytes);
-            let traffic = narrow.all_reduce(&*self.transport, &mut self.narrow_room, values, &wait)?;
-            self.bytes_sent += traffic.sent;
-            self.bytes_received += traffic.received;
-            return Ok(());
+            narrow::check(self.options.wire, &operation, element, operator)?;
+            return self.run_narrow(operator, bytemuck::cast_slice_mut(bytes), None, &wait);
         }
         if self.is_native() && self.transport.native().is_some() && operation.kind == Kind::AllReduce {
             Native.check(&operation, &*self.transport)?;
@@ -233,6 +227,42 @@ impl Communicator {
             );
         }
         Ok(())
+    }
+
+    fn run_narrow(
+        &mut self,
+        operator: Operator,
+        values: &mut [f32],
+        feedback: Option<&mut Feedback>,
+        wait: &Wait<'_>,
+    ) -> Result<()> {
+        let CommunicatorOptions { wire, order, segment_bytes, .. } = self.options;
+        let narrow = Narrow { format: wire, order, operator, segment_bytes };
+        let traffic = narrow.all_reduce(&*self.transport, &mut self.narrow_room, values, feedback, wait)?;
+        self.bytes_sent += traffic.sent;
+        self.bytes_received += traffic.received;
+        Ok(())
+    }
+
+    /// An all-reduce over a narrow wire whose rounding errors are made up for the next time.
+    pub(super) fn run_with_feedback(
+        &mut self,
+        operation: Operation,
+        values: &mut [f32],
+        operator: Operator,
+        feedback: &mut Feedback,
+    ) -> Result<()> {
+        narrow::check(self.options.wire, &operation, ElementType::F32, operator)?;
+        let label = Label {
+            operation: Some(operation),
+            collective: self.label_of(&operation, ElementType::F32),
+            count: values.len(),
+            element: ElementType::F32,
+            sequence: self.sequence,
+        };
+        let deadline = Deadline::after(self.options.timeout);
+        let wait = Wait { deadline, patience: Patience::Transfer, operation: &label };
+        self.run_narrow(operator, values, Some(feedback), &wait)
     }
 
     fn run_native(

@@ -46,29 +46,36 @@ pub(crate) struct Arithmetic {
 }
 
 /// Decodes the operands, adds them in `f32`, writes the sum to `result`, and reads it back into `values`: the owner keeps
-/// what it sends, not what it knows better, so that all ranks end with the same bits.
+/// what it sends, not what it knows better, so that all ranks end with the same bits. What `left` holds is added to the sum
+/// before it is rounded, and what was rounded off is left there.
 ///
 /// # Safety
 /// At each of the operands begin `result.len()` bytes that nobody writes meanwhile, and that neither `result` nor `values`
 /// overlap.
 ///
 /// # Panics
-/// If `result` is not as long as `values` encoded, or `sums` has no room for so many operands.
+/// If `result` is not as long as `values` encoded, `left` not as long as `values`, or `sums` has no room for so many operands.
 pub(crate) unsafe fn combine(
     arithmetic: Arithmetic,
     operands: Operands,
     sums: &mut Sums,
+    left: Option<&mut [f32]>,
     result: &mut [u8],
     values: &mut [f32],
 ) {
     assert_eq!(result.len(), arithmetic.format.encoded_bytes(values.len()));
-    dispatch(arithmetic.format, Combine { arithmetic, operands, waiting: &mut sums.waiting, result, values });
+    if let Some(left) = &left {
+        assert_eq!(left.len(), values.len());
+    }
+    let waiting = &mut sums.waiting;
+    dispatch(arithmetic.format, Combine { arithmetic, operands, waiting, left, result, values });
 }
 
 struct Combine<'a> {
     arithmetic: Arithmetic,
     operands: Operands,
     waiting: &'a mut [Waiting],
+    left: Option<&'a mut [f32]>,
     result: &'a mut [u8],
     values: &'a mut [f32],
 }
@@ -76,7 +83,7 @@ struct Combine<'a> {
 impl Job for Combine<'_> {
     #[inline(always)]
     fn run<C: Codec>(self) {
-        let Combine { arithmetic, operands, waiting, result, values } = self;
+        let Combine { arithmetic, operands, waiting, mut left, result, values } = self;
         for (index, (values, result)) in
             values.chunks_mut(BLOCK).zip(result.chunks_mut(C::BLOCK_BYTES)).enumerate()
         {
@@ -90,8 +97,16 @@ impl Job for Combine<'_> {
             if let Some(factor) = arithmetic.factor {
                 sum.iter_mut().for_each(|sum| *sum *= factor);
             }
+            let left = left.as_mut().map(|left| &mut left[index * BLOCK..][..sum.len()]);
+            if let Some(left) = &left {
+                sum.iter_mut().zip(&**left).for_each(|(sum, left)| *sum += left);
+            }
             C::encode(sum, result);
             C::read::<false>(result, values);
+            for ((left, sum), value) in left.into_iter().flatten().zip(&*sum).zip(&*values) {
+                let error = sum - value;
+                *left = if error.is_finite() { error } else { 0.0 };
+            }
         }
     }
 }
