@@ -82,6 +82,40 @@ impl Batches {
         &self.batch
     }
 
+    /// From the next batch on: `batch_size` samples each, and `data_budget` samples of the shard in an epoch (at most the
+    /// shard; all of it with `None`). Each epoch draws others of them. The present epoch ends earlier if it has drawn as many
+    /// already.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Usage`], and nothing is changed, if either is 0.
+    ///
+    /// ```
+    /// use esync::data::Batches;
+    /// let mut batches = Batches::new((0..100).collect(), 10, 1, 0)?;
+    /// batches.resize(4, Some(8))?;
+    /// assert_eq!((batches.next_batch().len(), batches.position().epoch), (4, 0));
+    /// batches.next_batch();
+    /// batches.next_batch();
+    /// assert_eq!((batches.position().epoch, batches.position().offset), (1, 4));
+    /// # Ok::<(), esync::Error>(())
+    /// ```
+    pub fn resize(&mut self, batch_size: usize, data_budget: Option<usize>) -> Result<()> {
+        if batch_size == 0 || data_budget == Some(0) {
+            return Err(Error::Usage(format!(
+                "worker {} cannot train on mini-batches of {batch_size} samples out of {data_budget:?}; both must be at least 1",
+                self.stream
+            )));
+        }
+        self.batch.resize(batch_size, 0);
+        self.order.clear();
+        self.order.extend_from_slice(&self.shard);
+        self.shuffle_order();
+        self.order.truncate(data_budget.unwrap_or(self.shard.len()));
+        self.position.offset = self.position.offset.min(self.order.len() as u64);
+        Ok(())
+    }
+
     /// Samples in a mini-batch.
     pub fn batch_size(&self) -> usize {
         self.batch.len()
@@ -103,11 +137,11 @@ impl Batches {
     ///
     /// [`Error::Training`] if the position lies beyond the shard: it was taken from another partition.
     pub fn seek(&mut self, position: BatchPosition) -> Result<()> {
-        if position.offset > self.shard.len() as u64 {
+        if position.offset > self.order.len() as u64 {
             return Err(Error::Training(format!(
                 "position {} in a shard of {} samples: it was saved with another partition of the data",
                 position.offset,
-                self.shard.len()
+                self.order.len()
             )));
         }
         if position.epoch != self.position.epoch {
@@ -120,7 +154,14 @@ impl Batches {
 
     /// Each epoch's order is made from the shard as given, so that it does not depend on how it was reached.
     fn reorder(&mut self) {
-        self.order.copy_from_slice(&self.shard);
+        let budget = self.order.len();
+        self.order.clear();
+        self.order.extend_from_slice(&self.shard);
+        self.shuffle_order();
+        self.order.truncate(budget);
+    }
+
+    fn shuffle_order(&mut self) {
         let mut rng = generator(b"epochord", self.seed, self.position.epoch, self.stream);
         shuffle(&mut self.order, &mut rng);
     }

@@ -61,7 +61,7 @@ impl Samples {
     }
 
     /// The images `indices`, in that order. `image_len` is the number of values of one image.
-    fn select(&self, indices: &[u32], image_len: usize) -> Samples {
+    pub(crate) fn select(&self, indices: &[u32], image_len: usize) -> Samples {
         let mut chosen = Samples {
             pixels: Vec::with_capacity(indices.len() * image_len),
             labels: Vec::with_capacity(indices.len()),

@@ -78,6 +78,22 @@ pub trait Learner {
     /// [`Error::Training`] if the computation fails; [`Error::Internal`] if there is no such part.
     fn evaluate(&mut self, part: usize, parts: usize) -> Result<Evaluation>;
 
+    /// Measures the loss and accuracy of the present parameters on the samples that were set aside of this worker's shard,
+    /// always the same ones. Nothing is changed.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Usage`] if none were set aside.
+    fn held_out(&mut self) -> Result<Evaluation>;
+
+    /// From the next step on, mini-batches have `batch_size` samples, and an epoch draws `data_budget` samples of the shard
+    /// (all of them with `None`).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Usage`], and nothing is changed, for a size that the model cannot train on.
+    fn set_batch(&mut self, batch_size: usize, data_budget: Option<usize>) -> Result<()>;
+
     /// A copy of everything that steps change: put back with [`load_state`](Learner::load_state), the same steps follow
     /// bit for bit. For the discarded warm-up step, and for checkpoints.
     fn save_state(&self) -> LearnerState;

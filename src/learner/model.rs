@@ -1,6 +1,7 @@
 //! What an exchange needs of a model: its flat buffers.
 
-use super::{Learner, TensorLayout};
+use super::{Evaluation, Learner, TensorLayout};
+use crate::error::{Error, Result};
 use crate::reduce::ElementType;
 use half::{bf16, f16};
 
@@ -63,6 +64,25 @@ pub trait Model {
 
     /// One step of the local optimiser on the gradient.
     fn apply_gradient(&mut self);
+
+    /// [`Learner::held_out`], for policies that gate their pushes by it.
+    ///
+    /// # Errors
+    /// `Usage` for models that the library does not evaluate itself.
+    fn held_out(&mut self) -> Result<Evaluation> {
+        Err(Error::Usage(
+            "this policy measures a held-out loss, and this model has no data of its own".into(),
+        ))
+    }
+
+    /// [`Learner::set_batch`], for policies that size mini-batches.
+    ///
+    /// # Errors
+    /// `Usage` for models that the library does not feed itself.
+    fn set_batch(&mut self, batch_size: usize, data_budget: Option<usize>) -> Result<()> {
+        let _ = (batch_size, data_budget);
+        Err(Error::Usage("this policy sizes mini-batches, and this model has no data of its own".into()))
+    }
 }
 
 impl<L: Learner + ?Sized> Model for Box<L> {
@@ -88,5 +108,13 @@ impl<L: Learner + ?Sized> Model for Box<L> {
 
     fn apply_gradient(&mut self) {
         (**self).apply_gradient();
+    }
+
+    fn held_out(&mut self) -> Result<Evaluation> {
+        (**self).held_out()
+    }
+
+    fn set_batch(&mut self, batch_size: usize, data_budget: Option<usize>) -> Result<()> {
+        (**self).set_batch(batch_size, data_budget)
     }
 }

@@ -140,6 +140,19 @@ impl Learner for Quadratic {
         Ok(Evaluation { loss_sum, correct: 0, samples })
     }
 
+    /// A quadratic has no samples to set aside: its held-out loss is its exact loss, as one sample.
+    fn held_out(&mut self) -> Result<Evaluation> {
+        Ok(Evaluation { loss_sum: self.loss(), correct: 0, samples: 1 })
+    }
+
+    fn set_batch(&mut self, batch_size: usize, _data_budget: Option<usize>) -> Result<()> {
+        if batch_size == 0 {
+            return Err(Error::Usage("the batch size is 0; it must be at least 1".into()));
+        }
+        self.options.batch_size = batch_size;
+        Ok(())
+    }
+
     fn save_state(&self) -> LearnerState {
         LearnerState {
             parameters: self.parameters.to_vec(),

@@ -40,6 +40,10 @@ pub struct TorchLearner {
     network: SequentialT,
     dataset: Arc<Dataset>,
     batches: Batches,
+    /// Training samples that were set aside, as a data set of their own.
+    held_out: Samples,
+    /// Whether the network normalises over the mini-batch.
+    is_normalised: bool,
     sgd: Sgd,
     /// The mini-batch, filled anew in every step: batch × channels × height × width.
     images: Tensor,
@@ -111,7 +115,24 @@ impl TorchLearner {
             network,
             dataset,
             batches,
+            held_out: Samples::default(),
+            is_normalised: is_normalised(network_name),
         })
+    }
+
+    /// Sets these images of `dataset.train` aside for [`held_out`](Learner::held_out). The caller leaves them out of the
+    /// shard.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Internal`] if there is no such image.
+    pub fn with_held_out(mut self, images: &[u32]) -> Result<Self> {
+        let train = &self.dataset.train;
+        if let Some(index) = images.iter().find(|&&index| index as usize >= train.len()) {
+            return Err(Error::Internal(format!("sample {index} of a data set of {}", train.len())));
+        }
+        self.held_out = train.select(images, self.dataset.image_len());
+        Ok(self)
     }
 
     /// The data that it trains and is tested on.
@@ -144,9 +165,19 @@ impl TorchLearner {
         tch::with_grad(compute).map_err(failed)
     }
 
-    /// Loss and right answers on some test images, without touching the statistics.
-    fn evaluate_batch(&self, range: Range<usize>) -> Result<Evaluation, TchError> {
-        let samples = &self.dataset.test;
+    fn evaluate_on(&self, samples: &Samples, range: Range<usize>) -> Result<Evaluation> {
+        let mut total = Evaluation::default();
+        tch::no_grad(|| {
+            for start in range.clone().step_by(EVALUATION_BATCH) {
+                total += self.evaluate_batch(samples, start..range.end.min(start + EVALUATION_BATCH))?;
+            }
+            Ok(total)
+        })
+        .map_err(failed)
+    }
+
+    /// Loss and right answers on some images, without touching the statistics.
+    fn evaluate_batch(&self, samples: &Samples, range: Range<usize>) -> Result<Evaluation, TchError> {
         let image_len = self.dataset.image_len();
         let pixels = &samples.pixels[range.start * image_len..range.end * image_len];
         let classes = &samples.labels[range.clone()];
@@ -207,14 +238,30 @@ impl Learner for TorchLearner {
 
     fn evaluate(&mut self, part: usize, parts: usize) -> Result<Evaluation> {
         let range = share(self.dataset.test.len(), part, parts)?;
-        let mut total = Evaluation::default();
-        tch::no_grad(|| {
-            for start in range.clone().step_by(EVALUATION_BATCH) {
-                total += self.evaluate_batch(start..range.end.min(start + EVALUATION_BATCH))?;
-            }
-            Ok(total)
-        })
-        .map_err(failed)
+        self.evaluate_on(&self.dataset.test, range)
+    }
+
+    fn held_out(&mut self) -> Result<Evaluation> {
+        if self.held_out.is_empty() {
+            return Err(Error::Usage("no samples of this worker's shard were set aside".into()));
+        }
+        self.evaluate_on(&self.held_out, 0..self.held_out.len())
+    }
+
+    fn set_batch(&mut self, batch_size: usize, data_budget: Option<usize>) -> Result<()> {
+        if self.is_normalised && batch_size == 1 {
+            return Err(Error::Usage(
+                "this network normalises over the mini-batch and needs at least 2 samples in it".into(),
+            ));
+        }
+        let is_new = batch_size != self.batches.batch_size();
+        self.batches.resize(batch_size, data_budget)?;
+        if is_new {
+            let images = zeros(batch_size * self.dataset.image_len(), ElementType::F32)?;
+            self.images = images.f_view(image_sizes(&self.dataset, batch_size)).map_err(failed)?;
+            self.labels = zeros(batch_size, ElementType::I64)?;
+        }
+        Ok(())
     }
 
     fn save_state(&self) -> LearnerState {
