@@ -178,6 +178,22 @@ impl Mode {
         }
     }
 
+    /// Whether the server keeps a backup of the parameters for every worker
+    /// ([`Store::with_backups`](super::Store::with_backups)).
+    pub fn needs_backups(self) -> bool {
+        self.name == "dc-asgd"
+    }
+
+    /// Whether workers set a part of their shards aside, to measure their parameters on.
+    pub fn needs_held_out(self) -> bool {
+        self.name == "hermes"
+    }
+
+    /// Whether the server's rule looks at all parameters at once, so that they cannot be cut into shards.
+    pub fn needs_whole_parameters(self) -> bool {
+        self.name == "hermes"
+    }
+
     /// The parameter server's rule, for modes whose [`scheme`](Mode::scheme) is [`Scheme::Server`].
     ///
     /// # Errors

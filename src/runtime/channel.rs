@@ -87,6 +87,12 @@ impl Channel {
         self.communicator.as_mut().expect("it was away and has come back")
     }
 
+    /// The communicator alone.
+    pub(super) fn into_communicator(mut self) -> Communicator {
+        self.communicator();
+        self.communicator.take().expect("it was away and has come back")
+    }
+
     /// Sends the communicator off with an exchange.
     ///
     /// # Errors

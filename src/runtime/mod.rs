@@ -6,10 +6,14 @@
 mod channel;
 mod control;
 mod exchange;
+pub mod server;
+mod socket;
 mod stopwatch;
 mod worker;
 
 pub use control::{Established, Mechanism, StateServer, establish};
 pub use exchange::{Exchange, ExchangeOptions, Fragments};
 pub use stopwatch::{Activity, Stopwatch};
-pub use worker::{ExchangeReport, Next, Observed, Observer, Silent, Step, Totals, Worker};
+pub use worker::{
+    ExchangeReport, Next, Observed, Observer, PullReport, PushReport, Silent, Step, Totals, Worker,
+};

@@ -58,6 +58,13 @@ impl Stopwatch {
         lap.as_secs_f64()
     }
 
+    /// Counts `seconds` of one activity as another's: for what is known only afterwards.
+    pub fn reassign(&mut self, from: Activity, to: Activity, seconds: f64) {
+        let moved = Duration::try_from_secs_f64(seconds).unwrap_or_default().min(self.spent[from as usize]);
+        self.spent[from as usize] -= moved;
+        self.spent[to as usize] += moved;
+    }
+
     /// Seconds of an activity, up to the last switch.
     pub fn seconds(&self, activity: Activity) -> f64 {
         self.spent[activity as usize].as_secs_f64()

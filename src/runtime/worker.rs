@@ -1,6 +1,9 @@
 //! One rank's side of training: carries out what its policy says.
 
 mod exchanging;
+mod served;
+
+pub use served::{PullReport, PushReport};
 
 use super::channel::Channel;
 use super::control::StateServer;
@@ -120,6 +123,24 @@ pub trait Observer<M> {
         Ok(())
     }
 
+    /// The answer to a push is here.
+    ///
+    /// # Errors
+    /// Whatever ends training.
+    fn pushed(&mut self, report: &PushReport) -> Result<()> {
+        let _ = report;
+        Ok(())
+    }
+
+    /// A server's parameters are in place.
+    ///
+    /// # Errors
+    /// Whatever ends training.
+    fn pulled(&mut self, report: &PullReport) -> Result<()> {
+        let _ = report;
+        Ok(())
+    }
+
     /// An exchange has ended; all ranks are called with the same figures and must give the same answer: whether to stop.
     ///
     /// # Errors
@@ -148,6 +169,8 @@ pub struct Worker {
     step_seconds: Smoothed,
     transfer_seconds: f64,
     pending: Option<Pending>,
+    /// What it keeps for a parameter server, if it has one.
+    served: Option<served::Served>,
     stopped: bool,
 }
 
@@ -157,6 +180,8 @@ struct Round {
     local_steps: u64,
     samples: u64,
     loss_sum: f64,
+    /// Of its steps, simulated slowness included.
+    step_seconds: f64,
 }
 
 impl Worker {
@@ -174,11 +199,23 @@ impl Worker {
         let mut exchange = Exchange::new(model, &communicator, &options)?;
         exchange.synchronise_start(model, &mut communicator, &options)?;
         Ok(Worker {
+            options: Arc::new(options),
+            ..Worker::over(policy, communicator, state_server, exchange)
+        })
+    }
+
+    fn over(
+        policy: Box<dyn WorkerPolicy>,
+        communicator: Communicator,
+        state_server: Option<Box<dyn StateServer>>,
+        exchange: Exchange,
+    ) -> Worker {
+        Worker {
             policy,
             channel: Channel::new(communicator),
             state_server_name: state_server.as_ref().map(|server| server.name()),
             state_server,
-            options: Arc::new(options),
+            options: Arc::default(),
             exchange,
             clock: Stopwatch::start(Activity::Other),
             totals: Totals::default(),
@@ -186,8 +223,9 @@ impl Worker {
             step_seconds: Smoothed::default(),
             transfer_seconds: 0.0,
             pending: None,
+            served: None,
             stopped: false,
-        })
+        }
     }
 
     /// Begins training: the clock starts. `step_seconds` are all ranks' seconds for one warm-up step.
@@ -202,6 +240,7 @@ impl Worker {
     ) -> Result<Next> {
         self.communicator().barrier()?;
         self.clock = Stopwatch::start(Activity::Decide);
+        self.begin_served();
         observer.began();
         let rank = self.channel.rank();
         self.drive(WorkerEvent::Started { rank, step_seconds }, model, observer)
@@ -223,16 +262,20 @@ impl Worker {
         self.round.local_steps += 1;
         self.round.samples += step.samples as u64;
         self.round.loss_sum += step.loss;
+        self.round.step_seconds += step.seconds;
         self.step_seconds.add(step.seconds);
         if update == Update::Local {
             self.exchange.step_taken(step.samples as u64);
         }
+        self.step_taken_served(update, step.samples);
         if self.channel.size() == 1 {
             self.totals.global_samples = self.totals.samples;
         }
         if !step.loss.is_finite() {
             let (rank, step_number) = (self.channel.rank(), self.totals.local_steps);
-            return Err(Error::Diverged { rank, step: step_number, loss: step.loss });
+            let error = Error::Diverged { rank, step: step_number, loss: step.loss };
+            self.fail_served(&error);
+            return Err(error);
         }
         self.clock.switch(Activity::Other);
         let stop = match self.channel.is_away() {
@@ -261,6 +304,11 @@ impl Worker {
     /// The communicator. While an exchange runs beside steps this waits for its end.
     pub fn communicator(&mut self) -> &mut Communicator {
         self.channel.communicator()
+    }
+
+    /// The communicator alone: the end of the worker, and of its lines to services.
+    pub fn into_communicator(self) -> Communicator {
+        self.channel.into_communicator()
     }
 
     /// The policy's name.
@@ -315,7 +363,7 @@ impl Worker {
                     self.clock.switch(Activity::Other);
                     return Ok(Next::Stop);
                 }
-                Action::Report(report) => match &mut self.state_server {
+                Action::Report(report) if self.served.is_none() => match &mut self.state_server {
                     Some(server) => {
                         let (reply, reason) = server.ask(&report)?;
                         observer.decided(&Action::Report(report), &reason);
@@ -335,15 +383,23 @@ impl Worker {
                 Action::Finish { exchange, install, .. } => {
                     self.finish(exchange, install, model, observer)?
                 }
-                Action::Push { .. }
+                action @ (Action::Report(_)
+                | Action::Push { .. }
                 | Action::BeginPush { .. }
                 | Action::FinishPush { .. }
                 | Action::Pull { .. }
-                | Action::Wait => {
-                    return Err(self.cannot("use a parameter server: there is none"));
+                | Action::Wait) => self.serve(action, model, observer)?,
+                Action::Evaluate => {
+                    self.clock.switch(Activity::Evaluate);
+                    let held_out = model.held_out()?;
+                    self.clock.switch(Activity::Decide);
+                    WorkerEvent::Evaluated { loss: held_out.loss(), accuracy: held_out.accuracy() }
                 }
-                Action::Evaluate | Action::SetBatch { .. } => {
-                    return Err(self.cannot("evaluate on its own or change its batch size here"));
+                Action::SetBatch { batch_size, data_budget } => {
+                    self.clock.switch(Activity::Compute);
+                    model.set_batch(batch_size, data_budget)?;
+                    self.clock.switch(Activity::Decide);
+                    WorkerEvent::BatchSet
                 }
             };
         }

@@ -84,7 +84,7 @@ pub fn establish(
 }
 
 /// All ranks learn whether every rank succeeded: the result on success, the first rank's complaint otherwise.
-fn all_or_none<T>(communicator: &mut Communicator, own: Result<T>, what: &str) -> Result<T> {
+pub(super) fn all_or_none<T>(communicator: &mut Communicator, own: Result<T>, what: &str) -> Result<T> {
     let complaint = own.as_ref().err().map(Error::to_string).unwrap_or_default();
     let complaints = communicator.gather_bytes(complaint.as_bytes())?;
     if let Some((rank, complaint)) = complaints.iter().enumerate().find(|(_, text)| !text.is_empty()) {

@@ -1,43 +1,22 @@
-//! The state server across hosts: a thread in rank 0's process, reached by a socket. A blocking read costs no core, which is
-//! why this is not an MPI service.
+//! The state server across hosts: a thread in rank 0's process, reached by a socket.
 
 use super::{StateServer, all_or_none};
 use crate::collective::Communicator;
 use crate::error::{Error, Result};
 use crate::policy::esync::{EsyncCoordinator, Settings};
 use crate::policy::{Coordinator, Directive, Reason, Reply, Report};
-use crate::transport::{Deadline, Peer, Rank};
-use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs, UdpSocket};
-use std::sync::atomic::{AtomicUsize, Ordering};
+pub(super) use crate::runtime::socket::{Invitation, connect};
+use crate::runtime::socket::{gather, listen, read_frame, write_frame};
+use crate::transport::{Peer, Rank};
+use std::net::TcpStream;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 pub(super) struct Client {
     stream: TcpStream,
     server: Peer,
     frame: Vec<u8>,
 }
-
-/// Where the server listens, and the word that lets a worker in.
-#[derive(Serialize, Deserialize)]
-pub(super) struct Invitation {
-    pub(super) addresses: Vec<String>,
-    pub(super) token: [u8; 16],
-}
-
-/// The first frame on a connection.
-#[derive(Serialize, Deserialize)]
-struct Hello {
-    token: [u8; 16],
-    rank: Rank,
-}
-
-/// Longer frames are not from us.
-const LONGEST_FRAME: usize = 64 * 1024;
-const TO_CONNECT: Duration = Duration::from_secs(5);
 
 impl Client {
     pub(super) fn establish(
@@ -55,8 +34,12 @@ impl Client {
         let invitation = communicator.gather_bytes(&invitation)?.swap_remove(0);
         let timeout = communicator.options().timeout;
         let server = communicator.transport().peer(0).clone();
-        let connected =
-            connect(&invitation, rank, timeout).map(|stream| Client { stream, server, frame: Vec::new() });
+        let connected = connect(&invitation, rank).and_then(|stream| {
+            stream
+                .set_read_timeout(Some(timeout))
+                .map_err(|e| Error::Environment(format!("a socket takes no deadline: {e}")))?;
+            Ok(Client { stream, server, frame: Vec::new() })
+        });
         all_or_none(communicator, connected, "cannot reach the state server on rank 0")
     }
 }
@@ -84,120 +67,21 @@ pub(super) fn serve(
     settings: &Settings,
     step_seconds: &[f64],
 ) -> std::io::Result<Invitation> {
-    let listener = TcpListener::bind(("0.0.0.0", 0))?;
-    let port = listener.local_addr()?.port();
-    let mut token = [0; 16];
-    rustix::rand::getrandom(&mut token, rustix::rand::GetRandomFlags::empty())?;
-    let addresses = own_addresses(communicator.transport().peer(0))
-        .into_iter()
-        .map(|address| SocketAddr::new(address, port).to_string())
-        .collect();
+    let (listener, invitation) = listen(communicator.transport().peer(0))?;
     let coordinator =
         EsyncCoordinator::new(communicator.size(), settings.clone()).with_step_seconds(step_seconds);
-    let server = Arc::new(Server { coordinator: Mutex::new(coordinator), started: Instant::now(), token });
-    let size = communicator.size();
-    std::thread::Builder::new()
-        .name("state server".into())
-        .spawn(move || accept(&listener, &server, size))?;
-    Ok(Invitation { addresses, token })
-}
-
-/// Addresses under which other hosts may find this one, the likeliest first.
-fn own_addresses(own: &Peer) -> Vec<std::net::IpAddr> {
-    let mut addresses = Vec::new();
-    if let Ok(chosen) = std::env::var("ESYNC_ADDRESS").unwrap_or_default().parse() {
-        addresses.push(chosen);
-    }
-    // Connecting a datagram socket sends nothing; it only asks the routing table for our address towards the outside.
-    let outside = UdpSocket::bind(("0.0.0.0", 0)).and_then(|socket| {
-        socket.connect(("192.0.2.1", 9))?;
-        socket.local_addr()
-    });
-    addresses.extend(outside.map(|address| address.ip()));
-    addresses.extend(
-        (own.host.as_str(), 0)
-            .to_socket_addrs()
-            .into_iter()
-            .flatten()
-            .map(|a| a.ip())
-            .filter(|ip| ip.is_ipv4()),
-    );
-    addresses.push([127, 0, 0, 1].into());
-    addresses.dedup();
-    addresses
-}
-
-pub(super) fn connect(invitation: &[u8], rank: Rank, timeout: Duration) -> Result<TcpStream> {
-    let failed = |what: String| Error::Environment(what);
-    let invitation: Invitation =
-        serde_json::from_slice(invitation).map_err(|_| failed("rank 0 could not open a socket".into()))?;
-    let mut tried = Vec::new();
-    for address in &invitation.addresses {
-        let attempt = || -> std::io::Result<TcpStream> {
-            let address: SocketAddr = address.parse().map_err(std::io::Error::other)?;
-            let mut stream = TcpStream::connect_timeout(&address, TO_CONNECT)?;
-            stream.set_nodelay(true)?;
-            stream.set_read_timeout(Some(TO_CONNECT))?;
-            write_frame(&mut stream, &mut Vec::new(), &Hello { token: invitation.token, rank })?;
-            // The answer shows that it is our server, and not some other program at the same address.
-            let welcome: [u8; 16] = read_frame(&mut stream, &mut Vec::new())?;
-            if welcome != invitation.token {
-                return Err(std::io::Error::other("another program answered"));
-            }
-            stream.set_read_timeout(Some(timeout))?;
-            Ok(stream)
-        };
-        match attempt() {
-            Ok(stream) => return Ok(stream),
-            Err(error) => tried.push(format!("{address}: {error}")),
-        }
-    }
-    Err(failed(format!("tried {}; ESYNC_ADDRESS on rank 0 names another address", tried.join(", "))))
+    let server = Arc::new(Server { coordinator: Mutex::new(coordinator), started: Instant::now() });
+    let (size, token) = (communicator.size(), invitation.token);
+    let serve = move || {
+        gather(&listener, token, (0..size).collect(), move |stream, rank| answer(stream, &server, rank))
+    };
+    std::thread::Builder::new().name("state server".into()).spawn(serve)?;
+    Ok(invitation)
 }
 
 struct Server {
     coordinator: Mutex<EsyncCoordinator>,
     started: Instant,
-    token: [u8; 16],
-}
-
-fn accept(listener: &TcpListener, server: &Arc<Server>, size: usize) {
-    let deadline = Deadline::after(Duration::from_secs(60));
-    let welcomed = Arc::new(AtomicUsize::new(0));
-    // Not blocking, so that a worker that never comes does not keep this thread for ever.
-    if listener.set_nonblocking(true).is_err() {
-        return;
-    }
-    while welcomed.load(Ordering::Relaxed) < size && !deadline.has_passed() {
-        match listener.accept() {
-            Ok((stream, _)) => {
-                let (server, welcomed) = (server.clone(), welcomed.clone());
-                // On a thread of its own from the first word: a stranger that says nothing holds up nobody.
-                let serve = move || {
-                    if let Ok((stream, rank)) = welcome(stream, &server, size) {
-                        welcomed.fetch_add(1, Ordering::Relaxed);
-                        answer(stream, &server, rank);
-                    }
-                };
-                let _ = std::thread::Builder::new().name("state server".into()).spawn(serve);
-            }
-            Err(_) => std::thread::sleep(Duration::from_millis(2)),
-        }
-    }
-}
-
-fn welcome(mut stream: TcpStream, server: &Server, size: usize) -> std::io::Result<(TcpStream, Rank)> {
-    stream.set_nonblocking(false)?;
-    stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(TO_CONNECT))?;
-    let hello: Hello = read_frame(&mut stream, &mut Vec::new())?;
-    if hello.token != server.token || hello.rank >= size {
-        return Err(std::io::Error::other("a stranger"));
-    }
-    write_frame(&mut stream, &mut Vec::new(), &server.token)?;
-    // A worker may be silent for as long as it likes: its own step may be long.
-    stream.set_read_timeout(None)?;
-    Ok((stream, hello.rank))
 }
 
 /// Answers one worker until it hangs up.
@@ -216,25 +100,4 @@ fn answer(mut stream: TcpStream, server: &Server, rank: Rank) {
         }
     }
     coordinator().lost(server.started.elapsed(), rank);
-}
-
-fn write_frame(stream: &mut TcpStream, frame: &mut Vec<u8>, value: &impl Serialize) -> std::io::Result<()> {
-    frame.clear();
-    frame.extend([0; 4]);
-    serde_json::to_writer(&mut *frame, value)?;
-    let len = (frame.len() - 4) as u32;
-    frame[..4].copy_from_slice(&len.to_le_bytes());
-    stream.write_all(frame)
-}
-
-fn read_frame<T: DeserializeOwned>(stream: &mut TcpStream, frame: &mut Vec<u8>) -> std::io::Result<T> {
-    let mut len = [0; 4];
-    stream.read_exact(&mut len)?;
-    let len = u32::from_le_bytes(len) as usize;
-    if len > LONGEST_FRAME {
-        return Err(std::io::Error::other(format!("a frame of {len} bytes")));
-    }
-    frame.resize(len, 0);
-    stream.read_exact(frame)?;
-    Ok(serde_json::from_slice(frame)?)
 }

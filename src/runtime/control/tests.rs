@@ -157,7 +157,7 @@ fn the_socket_lets_nobody_in_without_the_word() {
         let communicator = Communicator::new(Arc::new(transport), CommunicatorOptions::default())?;
         let invitation = socket::serve(&communicator, &Settings::default(), &[1.0]).unwrap();
         let connect = |invitation: &Invitation, rank: Rank| {
-            socket::connect(&serde_json::to_vec(invitation).unwrap(), rank, timeout)
+            socket::connect(&serde_json::to_vec(invitation).unwrap(), rank)
         };
         let here = |port: &str| format!("127.0.0.1:{port}");
         let port = invitation.addresses[0].rsplit(':').next().unwrap();

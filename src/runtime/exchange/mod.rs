@@ -32,6 +32,19 @@ pub struct ExchangeOptions {
     pub error_feedback: bool,
 }
 
+impl Default for ExchangeOptions {
+    fn default() -> Self {
+        ExchangeOptions {
+            weighting: Weighting::default(),
+            outer: Outer::default(),
+            global_learning_rate: 1.0,
+            shard_samples: Vec::new(),
+            fragments: None,
+            error_feedback: false,
+        }
+    }
+}
+
 impl ExchangeOptions {
     fn optimiser<T: Float>(&self) -> OuterOptimiser<T> {
         match self.outer {
@@ -96,6 +109,11 @@ impl Exchange {
             fragments.check(&trained)?;
         }
         Ok(Exchange { parts })
+    }
+
+    /// For workers that never enter an exchange: nothing is kept.
+    pub(super) fn none() -> Exchange {
+        Exchange { parts: Vec::new() }
     }
 
     /// Elements of a fragment in all groups: what the entry rendezvous compares.
