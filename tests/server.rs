@@ -1,10 +1,10 @@
 //! The parameter server over threads: exact sums, whole pulls, deaths, deadlines, idleness.
 
 use esync::collective::{Communicator, CommunicatorOptions};
-use esync::{Error, Result};
 use esync::policy::{Coordinator, Directive, LocalSteps, Payload, PushRule, Reason, Reply, Report, Versions};
 use esync::runtime::server::{Established, Link, Placement, Rule, ServerOptions, Unsupervised, establish};
 use esync::transport::{Rank, threads};
+use esync::{Error, Result};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -162,6 +162,51 @@ fn sums_are_exact_whatever_the_shards() {
                 assert_eq!(sum, expected as f32, "{workers} workers, {servers} servers, element {index}");
             }
         }
+    }
+}
+
+/// Adds every push at once, and sends parameters only to those who ask.
+struct Quiet;
+
+impl Coordinator for Quiet {
+    fn on(&mut self, now: Duration, from: Rank, report: Report) -> Vec<Directive> {
+        let is_push = matches!(report, Report::Pushed { .. });
+        let mut directives = Adding.on(now, from, report);
+        if let (true, Some(Directive::Reply { reply, .. })) = (is_push, directives.last_mut()) {
+            *reply = Reply::Continue;
+        }
+        directives
+    }
+
+    fn lost(&mut self, _now: Duration, _rank: Rank) -> Vec<Directive> {
+        Vec::new()
+    }
+}
+
+#[test]
+fn a_push_may_reach_a_shard_before_the_decision_on_the_last_one() {
+    const LEN: usize = 200;
+    let options = ServerOptions { servers: 4, ..ServerOptions::default() };
+    let results = with_server(
+        6,
+        LEN,
+        options,
+        LONG,
+        || Box::new(Quiet),
+        |_, _, mut established| {
+            for _ in 0..200 {
+                established.link.push(Payload::Delta, &[1.0; LEN], pushed(), 8, 0)?;
+                assert_eq!(established.link.answer("a push")?.reply, Reply::Continue);
+            }
+            established.link.report(Report::PullRequested, 0, 0)?;
+            let answer = established.link.answer("a pull")?;
+            let (pulled, version) = (answer.parameters.unwrap(), answer.version);
+            assert!(pulled[..LEN - 1].iter().all(|&value| value == version.0 as f32));
+            finish(established)
+        },
+    );
+    for result in results {
+        assert_eq!(result.unwrap()[..LEN - 1], [1200.0; LEN - 1]);
     }
 }
 

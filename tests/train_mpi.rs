@@ -5,7 +5,8 @@ mod launcher;
 
 use launcher::Ranks::{Mpi, Threads};
 use launcher::{
-    Folder, assert_no_page_left, check_clocks, check_results, esync_train, mpirun, run, shared_pages, train,
+    Folder, assert_no_page_left, check_clocks, check_results, check_server_results, esync_train, mpirun, run,
+    shared_pages, train,
 };
 use std::collections::BTreeSet;
 
@@ -115,6 +116,21 @@ fn several_hosts_share_a_state_server_and_one_file_of_metrics() {
         .map(|event| event["rank"].as_u64().unwrap())
         .collect();
     assert_eq!(asked, BTreeSet::from([0, 1, 2, 3]));
+}
+
+#[test]
+fn parameter_servers_train_across_processes_and_hosts() {
+    for (mode, flags) in [("wbsp", "--servers 2"), ("wbsp-overlap", "--server-placement dedicated")] {
+        let folder = Folder::new();
+        let flags = format!("--mode {mode} --epochs 15 {flags} {}", folder.out());
+        let groups = [(2, "-x ESYNC_HOST=a", &*flags), (2, "-x ESYNC_HOST=b", &*flags)];
+        run(mpirun(&groups)).assert_done();
+        let is_shared = mode == "wbsp";
+        check_server_results(&folder, if is_shared { 4 } else { 3 }, if is_shared { 2 } else { 1 }, mode);
+        let summary = folder.summary();
+        assert_eq!(summary["hosts"], 2);
+        assert!(summary["final_accuracy"].as_f64().unwrap() > 0.85, "{summary:#}");
+    }
 }
 
 #[test]

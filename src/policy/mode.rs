@@ -224,12 +224,6 @@ impl Mode {
             _ => None,
         })
     }
-
-    /// Whether the server keeps a backup of the parameters for every worker
-    /// ([`Store::with_backups`](super::Store::with_backups)).
-    pub fn needs_backups(self) -> bool {
-        self.name == "dc-asgd"
-    }
 }
 
 fn esync_settings(options: &PolicyOptions) -> Settings {

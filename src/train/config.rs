@@ -12,6 +12,7 @@ use crate::policy::streaming_diloco::{self, Settings};
 use crate::policy::{LearningRate, Mode, Outer, PolicyOptions, Schedule, Scheme, Weighting};
 use crate::reduce::WireFormat;
 use crate::runtime::Fragments;
+use crate::runtime::server::{Placement, ServerOptions};
 use serde::Serialize;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -37,6 +38,8 @@ pub struct Config {
     pub transport: TransportChoice,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub servers: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub server_placement: Option<Placement>,
     pub timeout: Seconds,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ranks: Option<usize>,
@@ -135,6 +138,7 @@ impl Config {
             error_feedback: flags.error_feedback.unwrap_or(wire == WireFormat::Int8 && averages_deltas(mode)),
             transport: flags.transport.unwrap_or_default(),
             servers: flags.servers,
+            server_placement: flags.server_placement,
             timeout: flags.timeout.unwrap_or(Seconds(Duration::from_secs(300))),
             ranks: flags.ranks,
             network: flags.network.unwrap_or_else(|| "mlp".into()),
@@ -179,12 +183,6 @@ impl Config {
                 Err(Error::Usage(format!("--{flag} is `{value}`; it must be one of: {}", names.join(", "))))
             }
         };
-        if Mode::by_name(&self.mode)?.scheme == Scheme::Server {
-            return Err(Error::Usage(format!(
-                "--mode {} needs a parameter server, and esync-train does not run one yet; choose esync, sync or local",
-                self.mode
-            )));
-        }
         known("collective", &self.collective, COLLECTIVE_CHOICES)?;
         known("network", &self.network, &NETWORK_NAMES)?;
         known("dataset", &self.dataset, &DATASET_NAMES)?;
@@ -265,12 +263,7 @@ impl Config {
         if self.mode == "streaming-diloco" {
             Settings::from_options(&self.policy)?;
         }
-        if self.servers.is_some() && self.collective != "parameter-server" {
-            return Err(Error::Usage(format!(
-                "--servers belongs to --collective parameter-server, and here it is {}",
-                self.collective
-            )));
-        }
+        self.check_server()?;
         if self.transport == TransportChoice::Mpi && self.ranks.is_some() {
             return Err(Error::Usage(
                 "--ranks makes threads of one process; with --transport mpi the launcher says how many: mpirun -n N".into(),
@@ -296,7 +289,81 @@ impl Config {
                 "--servers is {servers}; with {size} ranks it must be 1 to {size}"
             )));
         }
+        let workers = self.workers(size);
+        if workers == 0 {
+            return Err(Error::Usage(format!(
+                "--server-placement dedicated with {} of {size} ranks as servers leaves none to train",
+                self.server_options().servers
+            )));
+        }
+        if let Some((rank, _)) = self.slow.0.iter().find(|(rank, _)| *rank >= workers) {
+            return Err(Error::Usage(format!(
+                "--slow names rank {rank}, which serves and does not train (--server-placement dedicated)"
+            )));
+        }
         Ok(())
+    }
+
+    /// What belongs to parameter servers alone, or not to them.
+    fn check_server(&self) -> Result<()> {
+        let mode = Mode::by_name(&self.mode)?;
+        if mode.scheme == Scheme::Server {
+            let refuse = |flag: &str, why: &str| {
+                Err(Error::Usage(format!("--{flag} has no meaning in --mode {}, {why}", self.mode)))
+            };
+            if self.collective != "auto" {
+                return refuse("collective", "whose workers meet at a parameter server, not in collectives");
+            }
+            if self.weighting != Weighting::Uniform {
+                return refuse("weighting", "where the server's rule says how much a push counts");
+            }
+            if self.wire == WireFormat::Int8 {
+                return refuse("wire int8", "whose parameters travel too: use f16 or bf16");
+            }
+            if mode.needs_whole_parameters() && self.servers.is_some_and(|servers| servers > 1) {
+                return Err(Error::Usage(format!(
+                    "--mode {} measures the loss of whole parameters at the server: use --servers 1",
+                    self.mode
+                )));
+            }
+            return Ok(());
+        }
+        if self.servers.is_some() && self.collective != "parameter-server" {
+            return Err(Error::Usage(format!(
+                "--servers belongs to modes with a parameter server and to --collective parameter-server; here it is --mode {} and --collective {}",
+                self.mode, self.collective
+            )));
+        }
+        if self.server_placement.is_some() {
+            return Err(Error::Usage(format!(
+                "--server-placement belongs to modes with a parameter server, and --mode {} has none",
+                self.mode
+            )));
+        }
+        Ok(())
+    }
+
+    /// The parameter server's options.
+    pub fn server_options(&self) -> ServerOptions {
+        let mode = Mode::by_name(&self.mode);
+        ServerOptions {
+            // One shard: small models gain nothing from more, and some rules need whole parameters.
+            servers: self.servers.unwrap_or(1),
+            placement: self.server_placement.unwrap_or_default(),
+            wire: self.wire,
+            keeps_backups: mode.is_ok_and(Mode::needs_backups),
+        }
+    }
+
+    /// Whether the workers meet at a parameter server.
+    pub fn has_server(&self) -> bool {
+        Mode::by_name(&self.mode).is_ok_and(|mode| mode.scheme == Scheme::Server)
+    }
+
+    /// How many of `size` ranks train.
+    pub fn workers(&self, size: usize) -> usize {
+        let options = self.server_options();
+        if self.has_server() { options.placement.workers(size, options.servers) } else { size }
     }
 
     /// The communicator's options.
@@ -311,7 +378,8 @@ impl Config {
         Ok(CommunicatorOptions {
             collective,
             order: self.order,
-            wire: self.wire,
+            // A parameter server narrows for itself.
+            wire: if self.has_server() { WireFormat::F32 } else { self.wire },
             timeout: self.timeout.0,
             ..CommunicatorOptions::default()
         })
@@ -412,6 +480,10 @@ mod tests {
         check(Flags { mode: Some("wbsp".into()), ..Flags::default() }, "needs a parameter server");
         check(Flags { batch_size: Some(0), ..Flags::default() }, "--batch-size is 0");
         check(Flags { servers: Some(2), ..Flags::default() }, "--collective parameter-server");
+        check(
+            Flags { server_placement: Some(Placement::Dedicated), ..Flags::default() },
+            "modes with a parameter server",
+        );
         check(Flags { target_accuracy: Some(95.0), ..Flags::default() }, "--target-accuracy is 95");
         check(
             Flags { mode: Some("sync".into()), global_lr: Some(2.0), ..Flags::default() },

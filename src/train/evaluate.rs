@@ -3,9 +3,10 @@
 use crate::collective::{Communicator, Member};
 use crate::error::Result;
 use crate::learner::Learner;
+use serde::{Deserialize, Serialize};
 
 /// The whole test set's figures, the same on all ranks.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub(super) struct Score {
     pub(super) accuracy: f64,
     pub(super) loss: f64,

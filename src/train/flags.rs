@@ -9,6 +9,7 @@ use crate::policy::bounded_delay::StalenessRule;
 use crate::policy::streaming_diloco::FragmentMap;
 use crate::policy::{MODE_NAMES, Outer, Preset, PushScale, Schedule, Weighting};
 use crate::reduce::WireFormat;
+use crate::runtime::server::Placement;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
@@ -424,7 +425,7 @@ pub struct Flags {
     /// Where the bytes travel [default: auto]
     #[arg(long, env = "ESYNC_TRANSPORT", value_enum, help_heading = "Communication")]
     pub transport: Option<TransportChoice>,
-    /// How many ranks hold shards of the collective `parameter-server` [default: all]
+    /// How many ranks hold shards: of a mode's parameter server [default: 1], of the collective `parameter-server` [default: all]
     #[arg(
         long,
         env = "ESYNC_SERVERS",
@@ -433,6 +434,9 @@ pub struct Flags {
         hide_short_help = true
     )]
     pub servers: Option<usize>,
+    /// Where a mode's parameter server runs: shared (beside the first workers) or dedicated (the last ranks serve and do not train) [default: shared]
+    #[arg(long, env = "ESYNC_SERVER_PLACEMENT", help_heading = "Communication", hide_short_help = true)]
+    pub server_placement: Option<Placement>,
     /// Longest single wait for another rank [default: 5m]
     #[arg(long, env = "ESYNC_TIMEOUT", value_name = "TIME", help_heading = "Communication")]
     pub timeout: Option<Seconds>,

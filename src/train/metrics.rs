@@ -6,11 +6,17 @@ use serde::Serialize;
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// One rank's pen. Ranks on rank 0's host append whole lines to the common file; ranks elsewhere, which may not see it,
+/// One rank's pen, of which the rank's threads may have clones: their lines stay in the order of their times. Ranks on rank 0's host append whole lines to the common file; ranks elsewhere, which may not see it,
 /// collect theirs in a temporary file and send them at the end.
+#[derive(Clone)]
 pub struct Metrics {
+    pen: Arc<Mutex<Pen>>,
+}
+
+struct Pen {
     rank: Rank,
     path: PathBuf,
     file: File,
@@ -46,12 +52,18 @@ impl Metrics {
         };
         let file = file.map_err(|e| Error::file(path, format!("cannot write metrics: {e}")))?;
         let now = Instant::now();
-        Ok(Metrics { rank, path: path.into(), file, is_local, lines: Vec::new(), started: now, written: now })
+        let (path, lines) = (path.into(), Vec::new());
+        let pen = Pen { rank, path, file, is_local, lines, started: now, written: now };
+        Ok(Metrics { pen: Arc::new(Mutex::new(pen)) })
+    }
+
+    fn pen(&self) -> MutexGuard<'_, Pen> {
+        self.pen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Training begins now: `t` counts from here.
     pub fn restart_clock(&mut self) {
-        self.started = Instant::now();
+        self.pen().started = Instant::now();
     }
 
     /// Notes an event of `kind` with these fields.
@@ -59,12 +71,13 @@ impl Metrics {
     /// # Errors
     /// `File` if the disk is full.
     pub fn event(&mut self, kind: &str, fields: impl Serialize) -> Result<()> {
-        let event = Event { t: self.started.elapsed().as_secs_f64(), rank: self.rank, kind, fields };
-        serde_json::to_writer(&mut self.lines, &event)
+        let mut pen = self.pen();
+        let event = Event { t: pen.started.elapsed().as_secs_f64(), rank: pen.rank, kind, fields };
+        serde_json::to_writer(&mut pen.lines, &event)
             .map_err(|e| Error::Internal(format!("an event cannot be written as JSON: {e}")))?;
-        self.lines.push(b'\n');
-        if self.lines.len() > MOST_BYTES || self.written.elapsed() > LONGEST_DELAY {
-            self.flush()?;
+        pen.lines.push(b'\n');
+        if pen.lines.len() > MOST_BYTES || pen.written.elapsed() > LONGEST_DELAY {
+            pen.flush()?;
         }
         Ok(())
     }
@@ -74,10 +87,7 @@ impl Metrics {
     /// # Errors
     /// `File` if the disk is full.
     pub fn flush(&mut self) -> Result<()> {
-        self.written = Instant::now();
-        let result = self.file.write_all(&self.lines);
-        self.lines.clear();
-        result.map_err(|e| Error::file(&self.path, format!("cannot write metrics: {e}")))
+        self.pen().flush()
     }
 
     /// The end: what has to travel to rank 0, nothing for ranks that share its file.
@@ -85,13 +95,14 @@ impl Metrics {
     /// # Errors
     /// `File` if the temporary file cannot be read.
     pub fn take_remote(&mut self) -> Result<Vec<u8>> {
-        self.flush()?;
+        let mut pen = self.pen();
+        pen.flush()?;
         let mut lines = Vec::new();
-        if !self.is_local {
-            self.file
+        if !pen.is_local {
+            pen.file
                 .seek(SeekFrom::Start(0))
-                .and_then(|_| self.file.read_to_end(&mut lines))
-                .map_err(|e| Error::file(&self.path, format!("cannot read back metrics: {e}")))?;
+                .and_then(|_| pen.file.read_to_end(&mut lines))
+                .map_err(|e| Error::file(&pen.path, format!("cannot read back metrics: {e}")))?;
         }
         Ok(lines)
     }
@@ -101,7 +112,18 @@ impl Metrics {
     /// # Errors
     /// `File` if the disk is full.
     pub fn append(&mut self, lines: &[u8]) -> Result<()> {
-        self.file.write_all(lines).map_err(|e| Error::file(&self.path, format!("cannot write metrics: {e}")))
+        let mut pen = self.pen();
+        let written = pen.file.write_all(lines);
+        written.map_err(|e| Error::file(&pen.path, format!("cannot write metrics: {e}")))
+    }
+}
+
+impl Pen {
+    fn flush(&mut self) -> Result<()> {
+        self.written = Instant::now();
+        let result = self.file.write_all(&self.lines);
+        self.lines.clear();
+        result.map_err(|e| Error::file(&self.path, format!("cannot write metrics: {e}")))
     }
 }
 

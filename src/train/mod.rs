@@ -14,6 +14,10 @@ mod report;
 #[cfg(feature = "torch")]
 mod run;
 #[cfg(feature = "torch")]
+mod served;
+#[cfg(feature = "torch")]
+mod supervisor;
+#[cfg(feature = "torch")]
 mod watcher;
 
 pub use config::Config;
@@ -23,6 +27,6 @@ pub use launch::{first_failure, run_ranks};
 pub use metrics::Metrics;
 #[cfg(feature = "torch")]
 pub use run::{Outcome, train};
-pub use summary::{StoppedBy, Summary, WorkerSummary};
+pub use summary::{ServerSummary, StoppedBy, Summary, WorkerSummary};
 #[cfg(feature = "torch")]
 pub use watcher::Signals;

@@ -25,13 +25,16 @@ enum Style {
 /// The figures of a line.
 pub(super) struct Line<'a> {
     pub(super) elapsed: f64,
-    pub(super) round: u64,
+    /// What is counted, and how often it has happened.
+    pub(super) what: &'static str,
+    pub(super) number: u64,
     pub(super) loss: f64,
     pub(super) accuracy: Option<f64>,
     pub(super) global_samples: u64,
-    pub(super) local_steps: &'a [u64],
-    pub(super) wait_share: f64,
-    pub(super) exchange_seconds: f64,
+    /// A figure of every worker, and its name.
+    pub(super) counts: (&'static str, &'a [u64]),
+    pub(super) wait_share: Option<f64>,
+    pub(super) exchange_seconds: Option<f64>,
 }
 
 impl Reporter {
@@ -58,11 +61,8 @@ impl Reporter {
             Style::Bar(bar) => {
                 bar.set_position(line.global_samples);
                 let accuracy = line.accuracy.map_or(String::new(), |a| format!("acc {:.1}%  ", 100.0 * a));
-                bar.set_message(format!(
-                    "loss {:.4}  {accuracy}wait {:.0}%",
-                    line.loss,
-                    100.0 * line.wait_share
-                ));
+                let wait = line.wait_share.map_or(String::new(), |w| format!("wait {:.0}%", 100.0 * w));
+                bar.set_message(format!("loss {:.4}  {accuracy}{wait}", line.loss));
             }
             Style::Line if self.last.elapsed() >= self.every => {
                 self.last = Instant::now();
@@ -97,18 +97,17 @@ impl Style {
 fn text(line: &Line<'_>, rate: f64) -> String {
     let accuracy = line.accuracy.map_or(String::new(), |a| format!("  acc {:.1}%", 100.0 * a));
     // Beyond sixteen ranks a list tells less than its ends.
-    let steps = match line.local_steps {
+    let (of, counts) = line.counts;
+    let counts = match counts {
         [] => "-".to_string(),
         steps if steps.len() <= 16 => steps.iter().map(u64::to_string).collect::<Vec<_>>().join("/"),
         steps => format!("{}..{}", steps.iter().min().unwrap_or(&0), steps.iter().max().unwrap_or(&0)),
     };
+    let wait = line.wait_share.map_or(String::new(), |share| format!("  wait {:.0}%", 100.0 * share));
+    let exchange = line.exchange_seconds.map_or(String::new(), |s| format!("  exchange {:.1}ms", 1e3 * s));
     format!(
-        "{:>7.1}s round {:>5}  loss {:.4}{accuracy}  {rate:.0} samples/s  steps {steps}  wait {:.0}%  exchange {:.1}ms",
-        line.elapsed,
-        line.round,
-        line.loss,
-        100.0 * line.wait_share,
-        1e3 * line.exchange_seconds,
+        "{:>7.1}s {} {:>5}  loss {:.4}{accuracy}  {rate:.0} samples/s  {of} {counts}{wait}{exchange}",
+        line.elapsed, line.what, line.number, line.loss,
     )
 }
 

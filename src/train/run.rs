@@ -3,7 +3,9 @@
 use super::config::Config;
 use super::metrics::Metrics;
 use super::report::{Reporter, say};
-use super::summary::{StoppedBy, Summary, WorkerSummary};
+use super::served;
+use super::summary::{ServerSummary, StoppedBy, Summary, WorkerSummary};
+use super::supervisor::Verdict;
 use super::watcher::{Limits, Signals, Watcher};
 use crate::collective::{Communicator, CommunicatorOptions, Member};
 use crate::data::{Dataset, load, partition};
@@ -12,9 +14,12 @@ use crate::files::write_atomically;
 use crate::learner::{Learner, Memory, TorchLearner, TorchOptions, set_threads, weights};
 use crate::policy::bounded_delay::{DataSample, StalenessRule};
 use crate::policy::esync::{Planning, Settings};
-use crate::policy::{Job, LearningRate, Mode, PolicyOptions, Update};
-use crate::runtime::{Activity, ExchangeOptions, Mechanism, Next, Observed, Step, Worker, establish};
+use crate::policy::{Job, LearningRate, Mode, PolicyOptions, Scheme, Update};
+use crate::runtime::{
+    Activity, ExchangeOptions, Mechanism, Next, Observed, Step, Stopwatch, Totals, Worker, establish,
+};
 use crate::transport::Transport;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -52,24 +57,17 @@ pub fn train(config: &Config, transport: Arc<dyn Transport>, signals: &Signals) 
     let threads = threads_per_rank(config, &communicator);
     set_threads(threads);
 
+    let mode = Mode::by_name(&config.mode)?;
+    let workers = config.workers(size);
     let dataset = Arc::new(load(&config.dataset, config.data_dir.as_deref())?);
-    let shards = partition(&dataset.train.labels, config.split, size, config.seed)?;
+    let mut shards = partition(&dataset.train.labels, config.split, workers, config.seed)?;
+    let held_out = set_aside(&mut shards, mode);
     let shard_samples: Vec<u64> = shards.iter().map(|shard| shard.len() as u64).collect();
-    let shard = shards.into_iter().nth(rank).unwrap_or_default();
-    let mut learner: Box<dyn Learner> = Box::new(TorchLearner::new_in(
-        Memory::Shared(&communicator),
-        &config.network,
-        dataset.clone(),
-        shard,
-        TorchOptions {
-            batch_size: config.batch_size,
-            learning_rate: config.learning_rate,
-            momentum: config.momentum,
-            weight_decay: config.weight_decay,
-            seed: config.seed,
-            rank,
-        },
-    )?);
+    let blueprint = Blueprint::new(config, &dataset);
+    // A rank that only serves has a worker's shard: it never steps but for the warm-up, and evaluates like the others.
+    let own = rank % workers;
+    let memory = Memory::Shared(&communicator);
+    let mut learner = blueprint.learner(memory, shards[own].clone(), &held_out[own], own)?;
 
     let out = prepare_out(config, &mut communicator)?;
     let is_local = communicator.transport().peer(rank).host == communicator.transport().peer(0).host;
@@ -84,20 +82,40 @@ pub fn train(config: &Config, transport: Arc<dyn Transport>, signals: &Signals) 
         (state_server, notice) = (established.state_server, established.notice);
     }
     let planning = if state_server.is_some() { Planning::StateServer } else { Planning::Ahead };
-    let mode = Mode::by_name(&config.mode)?;
     let policy = PolicyOptions {
         planning: Some(planning),
         data_sample: data_sample(config, &dataset)?,
         ..config.policy.clone()
     };
     let job = Job {
-        size,
-        step_seconds: step_seconds.clone(),
+        size: workers,
+        step_seconds: step_seconds[..workers].into(),
         shard_samples: shard_samples.clone().into(),
         batch_size: config.batch_size,
         learning_rate: config.learning_rate,
         budget_samples: config.sample_budget(dataset.train.len()),
     };
+    let limits = Arc::new(Limits::new(config, dataset.train.len()));
+    let rates = config.learning_rates(dataset.train.len());
+    if mode.scheme == Scheme::Server {
+        let server_data = server_samples(&shards, &held_out);
+        let setup = Setup {
+            config,
+            dataset,
+            communicator,
+            learner,
+            metrics,
+            signals,
+            limits,
+            rates,
+            job,
+            policy,
+            mode,
+            threads,
+            out,
+        };
+        return served::train(setup, blueprint, server_data);
+    }
     let options = ExchangeOptions {
         weighting: config.weighting,
         outer: config.outer,
@@ -109,20 +127,120 @@ pub fn train(config: &Config, transport: Arc<dyn Transport>, signals: &Signals) 
     let mut worker =
         Worker::new(mode.worker(&policy, &job, rank)?, communicator, state_server, options, &mut learner)?;
 
-    let limits = Limits::new(config, dataset.train.len());
     let reporter = Reporter::new(config.progress, config.report_every.0, rank == 0, limits.samples);
     let mut watcher = Watcher::new(limits, metrics, reporter, signals.clone(), config.mode == "local");
     if rank == 0 {
-        print_first_lines(config, &mut worker, &dataset, threads, &out);
+        let (mode, state_server) = (worker.mode(), worker.state_server());
+        let state_server = state_server.map(|name| format!("state server: {name}"));
+        let communicator = worker.communicator();
+        print_first_lines(config, communicator, mode, state_server, &dataset, threads, &out);
         if let Some(notice) = &notice {
             say(&format!("note: {notice}"));
             watcher.metrics().event("warning", json!({ "text": notice }))?;
         }
     }
-    let rates = config.learning_rates(dataset.train.len());
     run_steps(config, rates.as_ref(), &mut worker, &mut learner, &mut watcher, step_seconds)?;
     watcher.finish();
-    conclude(config, worker, learner, watcher, out)
+    let end = End {
+        clock: worker.clock().clone(),
+        totals: worker.totals(),
+        mode: worker.mode(),
+        state_server: worker.state_server(),
+        communicator: worker.into_communicator(),
+        learner,
+        watcher,
+        out,
+        served: None,
+    };
+    conclude(config, end)
+}
+
+/// All that a run at a parameter server begins with.
+pub(super) struct Setup<'a> {
+    pub(super) config: &'a Config,
+    pub(super) dataset: Arc<Dataset>,
+    pub(super) communicator: Communicator,
+    pub(super) learner: Box<dyn Learner>,
+    pub(super) metrics: Metrics,
+    pub(super) signals: &'a Signals,
+    pub(super) limits: Arc<Limits>,
+    pub(super) rates: Option<LearningRate>,
+    pub(super) job: Job,
+    pub(super) policy: PolicyOptions,
+    pub(super) mode: Mode,
+    pub(super) threads: usize,
+    pub(super) out: PathBuf,
+}
+
+/// Makes learners: this rank's, and those of a parameter server.
+#[derive(Clone)]
+pub(super) struct Blueprint {
+    network: String,
+    dataset: Arc<Dataset>,
+    options: TorchOptions,
+}
+
+impl Blueprint {
+    fn new(config: &Config, dataset: &Arc<Dataset>) -> Self {
+        let options = TorchOptions {
+            batch_size: config.batch_size,
+            learning_rate: config.learning_rate,
+            momentum: config.momentum,
+            weight_decay: config.weight_decay,
+            seed: config.seed,
+            rank: 0,
+        };
+        Blueprint { network: config.network.clone(), dataset: dataset.clone(), options }
+    }
+
+    /// The learner of worker `rank`.
+    pub(super) fn learner(
+        &self,
+        memory: Memory<'_>,
+        shard: Vec<u32>,
+        held_out: &[u32],
+        rank: usize,
+    ) -> Result<Box<dyn Learner>> {
+        let options = TorchOptions { rank, ..self.options };
+        let learner = TorchLearner::new_in(memory, &self.network, self.dataset.clone(), shard, options)?;
+        Ok(Box::new(learner.with_held_out(held_out)?))
+    }
+}
+
+/// The share of a shard that is set aside, one in so many.
+const HELD_OUT_SHARE: f64 = 0.15;
+/// What a server measures losses on: enough for a steady figure, few enough to be measured at every push.
+const SERVER_SAMPLES: usize = 512;
+
+/// Takes each worker's held-out samples out of its shard, if the mode measures on them. Evenly over the shard, whose samples
+/// may lie in the order of their classes.
+fn set_aside(shards: &mut [Vec<u32>], mode: Mode) -> Vec<Vec<u32>> {
+    let mut all = Vec::new();
+    for shard in shards {
+        let mut held_out = Vec::new();
+        if mode.needs_held_out() {
+            let count = ((shard.len() as f64 * HELD_OUT_SHARE) as usize).max(1);
+            held_out = spread(shard, count);
+            shard.retain(|index| held_out.binary_search(index).is_err());
+        }
+        all.push(held_out);
+    }
+    all
+}
+
+/// `count` of the samples, evenly spread and in rising order.
+fn spread(samples: &[u32], count: usize) -> Vec<u32> {
+    let mut samples = samples.to_vec();
+    samples.sort_unstable();
+    let count = count.min(samples.len());
+    (0..count).map(|index| samples[index * samples.len() / count]).collect()
+}
+
+/// What the parameter server measures losses on: some of what the workers have set aside, or of what they train on.
+fn server_samples(shards: &[Vec<u32>], held_out: &[Vec<u32>]) -> Vec<u32> {
+    let aside = held_out.concat();
+    let samples = if aside.is_empty() { shards.concat() } else { aside };
+    spread(&samples, SERVER_SAMPLES)
 }
 
 /// What the policy wants to see of the training data.
@@ -135,7 +253,7 @@ fn data_sample(config: &Config, dataset: &Dataset) -> Result<Option<Arc<DataSamp
 }
 
 /// The training loop.
-fn run_steps(
+pub(super) fn run_steps(
     config: &Config,
     rates: Option<&LearningRate>,
     worker: &mut Worker,
@@ -145,8 +263,9 @@ fn run_steps(
 ) -> Result<()> {
     let (rank, size) = (worker.communicator().rank(), worker.communicator().size());
     let slowness = config.slow.of(rank, size)?;
+    let workers = config.workers(size);
     // What all ranks know is the last exchange's count; this step's samples are the least that will be added to it.
-    let samples_per_step = (config.batch_size * size) as u64;
+    let samples_per_step = (config.batch_size * workers) as u64;
     let mut next = worker.begin(step_seconds, learner, watcher)?;
     while let Next::Step { update } = next {
         if let Some(rates) = rates {
@@ -165,37 +284,79 @@ fn run_steps(
     Ok(())
 }
 
+/// What is left of a run on this rank.
+pub(super) struct End {
+    pub(super) communicator: Communicator,
+    pub(super) learner: Box<dyn Learner>,
+    pub(super) watcher: Watcher,
+    pub(super) clock: Stopwatch,
+    pub(super) totals: Totals,
+    pub(super) mode: &'static str,
+    pub(super) state_server: Option<&'static str>,
+    pub(super) out: PathBuf,
+    pub(super) served: Option<ServedEnd>,
+}
+
+/// The same of a parameter server's run.
+pub(super) struct ServedEnd {
+    pub(super) verdict: Verdict,
+    /// Bytes of this rank's pushes and pulls, if it is a worker.
+    pub(super) worker_bytes: Option<(u64, u64)>,
+    /// Bytes that the shard of this rank has sent and received, if it has one.
+    pub(super) service_bytes: Option<(u64, u64)>,
+}
+
+/// A rank's part of the summary.
+#[derive(Serialize, Deserialize)]
+struct RankSummary {
+    worker: Option<WorkerSummary>,
+    server: Option<ServerSummary>,
+}
+
 /// The last evaluation, the figures of all ranks, the files.
-fn conclude(
-    config: &Config,
-    mut worker: Worker,
-    mut learner: Box<dyn Learner>,
-    mut watcher: Watcher,
-    out: PathBuf,
-) -> Result<Outcome> {
-    let train_seconds = watcher.train_seconds();
-    let totals = worker.totals();
-    let mut clock = worker.clock().clone();
-    let (mode, state_server) = (worker.mode(), worker.state_server());
-    let communicator = worker.communicator();
+pub(super) fn conclude(config: &Config, end: End) -> Result<Outcome> {
+    let End {
+        mut communicator,
+        mut learner,
+        mut watcher,
+        mut clock,
+        totals,
+        mode,
+        state_server,
+        out,
+        served,
+    } = end;
+    let communicator = &mut communicator;
+    let verdict = served.as_ref().map(|served| &served.verdict);
+    let train_seconds = verdict.map_or(watcher.train_seconds(), |verdict| verdict.train_seconds);
     let score = match watcher.last_score {
         Some((score, at)) if at == totals.global_samples => score,
         _ => {
             let mut observed = Observed { model: &mut learner, communicator, clock: &mut clock, totals };
-            watcher.evaluate(&mut observed)?
+            let score = watcher.evaluate(&mut observed)?;
+            if let Some(verdict) = verdict {
+                watcher.adopt_last_score(&score, verdict);
+            }
+            score
         }
     };
-    // With the evaluation above, which is in the clock too.
-    let total_seconds = clock.total_seconds();
-    let own = worker_summary(&clock, totals.local_steps, totals.samples, total_seconds, communicator);
+    let own = rank_summary(&clock, totals, served.as_ref(), communicator);
     let own =
         serde_json::to_vec(&own).map_err(|e| Error::Internal(format!("a summary cannot be sent: {e}")))?;
     let read = |bytes: &Vec<u8>| {
-        serde_json::from_slice::<WorkerSummary>(bytes)
+        serde_json::from_slice::<RankSummary>(bytes)
             .map_err(|e| Error::Internal(format!("a rank's summary cannot be read: {e}")))
     };
-    let workers: Vec<WorkerSummary> =
-        communicator.gather_bytes(&own)?.iter().map(read).collect::<Result<_>>()?;
+    let ranks: Vec<RankSummary> = communicator.gather_bytes(&own)?.iter().map(read).collect::<Result<_>>()?;
+    let (workers, servers): (Vec<_>, Vec<_>) =
+        ranks.into_iter().map(|rank| (rank.worker, rank.server)).unzip();
+    let workers: Vec<WorkerSummary> = workers.into_iter().flatten().collect();
+    let servers: Vec<ServerSummary> = servers.into_iter().flatten().collect();
+    let samples = match verdict {
+        // Steps that came too late to be counted there were computed all the same.
+        Some(_) => workers.iter().map(|worker| worker.samples).sum(),
+        None => totals.global_samples,
+    };
     let remote = watcher.metrics().take_remote()?;
     let remote = communicator.gather_bytes(&remote)?;
 
@@ -220,12 +381,14 @@ fn conclude(
         reached_target: has_target.then_some(watcher.time_to_target_seconds.is_some()),
         time_to_target_seconds: watcher.time_to_target_seconds,
         train_seconds,
-        samples: totals.global_samples,
-        samples_per_second: totals.global_samples as f64 / train_seconds.max(1e-9),
+        samples,
+        samples_per_second: samples as f64 / train_seconds.max(1e-9),
         exchanges: totals.exchanges,
-        bytes_sent: workers.iter().map(|worker| worker.bytes_sent).sum(),
+        bytes_sent: workers.iter().map(|worker| worker.bytes_sent).sum::<u64>()
+            + servers.iter().map(|server| server.bytes_sent).sum::<u64>(),
         stopped_by,
         workers,
+        servers,
     };
     let mut written = Ok(());
     if communicator.rank() == 0 {
@@ -269,30 +432,39 @@ fn write_results(
     Ok(())
 }
 
-fn worker_summary(
-    clock: &crate::runtime::Stopwatch,
-    local_steps: u64,
-    samples: u64,
-    total_seconds: f64,
+fn rank_summary(
+    clock: &Stopwatch,
+    totals: Totals,
+    served: Option<&ServedEnd>,
     communicator: &Communicator,
-) -> WorkerSummary {
+) -> RankSummary {
     let rank = communicator.rank();
-    WorkerSummary {
+    let host = communicator.transport().peer(rank).host.clone();
+    let server = served.and_then(|served| served.service_bytes).map(|(bytes_sent, bytes_received)| {
+        ServerSummary { rank, host: host.clone(), bytes_sent, bytes_received }
+    });
+    let bytes = match served {
+        None => Some((communicator.bytes_sent(), communicator.bytes_received())),
+        Some(served) => served.worker_bytes,
+    };
+    let worker = bytes.map(|(bytes_sent, bytes_received)| WorkerSummary {
         rank,
-        host: communicator.transport().peer(rank).host.clone(),
+        host,
         device: "cpu".into(),
-        local_steps,
-        samples,
+        local_steps: totals.local_steps,
+        samples: totals.samples,
         compute_seconds: clock.seconds(Activity::Compute),
         exchange_seconds: clock.seconds(Activity::Exchange),
         wait_seconds: clock.seconds(Activity::Wait),
         evaluate_seconds: clock.seconds(Activity::Evaluate),
         slow_seconds: clock.seconds(Activity::Slow),
         decide_seconds: clock.seconds(Activity::Decide),
-        total_seconds,
-        bytes_sent: communicator.bytes_sent(),
-        bytes_received: communicator.bytes_received(),
-    }
+        total_seconds: clock.total_seconds(),
+        bytes_sent,
+        bytes_received,
+        server: served.and_then(|served| served.verdict.workers.get(rank).cloned()),
+    });
+    RankSummary { worker, server }
 }
 
 /// Two steps that leave no trace: the first pays for lazy initialisation, which takes a hundred times as long as a small
@@ -419,22 +591,29 @@ fn threads_per_rank(config: &Config, communicator: &Communicator) -> usize {
     })
 }
 
-fn print_first_lines(config: &Config, worker: &mut Worker, dataset: &Dataset, threads: usize, out: &Path) {
-    let state_server = worker.state_server().map_or(String::new(), |name| format!(" (state server: {name})"));
-    let mode = worker.mode();
-    let communicator = worker.communicator();
+pub(super) fn print_first_lines(
+    config: &Config,
+    communicator: &Communicator,
+    mode: &str,
+    server: Option<String>,
+    dataset: &Dataset,
+    threads: usize,
+    out: &Path,
+) {
+    let server = server.map_or(String::new(), |server| format!(" ({server})"));
     let plural = |count: usize, word: &str| format!("{count} {word}{}", if count == 1 { "" } else { "s" });
+    let collective =
+        if config.has_server() { String::new() } else { format!(" collective {},", config.collective) };
     say(&format!(
-        "esync {}: {} on {}, transport {}, collective {}, {} of arithmetic each",
+        "esync {}: {} on {}, transport {},{collective} {} of arithmetic each",
         env!("CARGO_PKG_VERSION"),
         plural(communicator.size(), "rank"),
         plural(communicator.topology().host_count(), "host"),
         communicator.transport().name(),
-        config.collective,
         plural(threads, "thread"),
     ));
     say(&format!(
-        "mode {mode}{state_server}, network {}, batch {}, learning rate {}, seed {}",
+        "mode {mode}{server}, network {}, batch {}, learning rate {}, seed {}",
         config.network, config.batch_size, config.learning_rate, config.seed
     ));
     say(&format!("data: {}", dataset.description));

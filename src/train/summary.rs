@@ -3,6 +3,7 @@
 use crate::error::{Error, Result};
 use crate::files::write_atomically;
 use crate::reduce::WireFormat;
+use crate::runtime::server::WorkerFigures;
 use crate::transport::Rank;
 use serde::{Deserialize, Serialize};
 use std::fmt::Write as _;
@@ -44,6 +45,19 @@ pub struct WorkerSummary {
     pub total_seconds: f64,
     pub bytes_sent: u64,
     pub bytes_received: u64,
+    /// What the parameter server saw of it; absent for modes without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server: Option<WorkerFigures>,
+}
+
+/// One shard of a parameter server.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the names are the documentation: `design` words with their units")]
+pub struct ServerSummary {
+    pub rank: Rank,
+    pub host: String,
+    pub bytes_sent: u64,
+    pub bytes_received: u64,
 }
 
 /// A run's figures: the content of `summary.json`.
@@ -78,6 +92,9 @@ pub struct Summary {
     pub bytes_sent: u64,
     pub stopped_by: StoppedBy,
     pub workers: Vec<WorkerSummary>,
+    /// The parameter server's shards; absent for modes without one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub servers: Vec<ServerSummary>,
 }
 
 impl Summary {
@@ -119,15 +136,22 @@ impl Summary {
             let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:>width$}"));
             let _ = writeln!(text, "{}", cells.collect::<Vec<_>>().join("  "));
         }
+        let meetings = match self.servers.is_empty() {
+            true => format!("{} exchanges", self.exchanges),
+            false => {
+                let figures = || self.workers.iter().flat_map(|worker| &worker.server);
+                let pushes: u64 = figures().map(|figures| figures.pushes).sum();
+                format!("{pushes} pushes, {} pulls", figures().map(|figures| figures.pulls).sum::<u64>())
+            }
+        };
         let _ = write!(
             text,
-            "\naccuracy {:.2}%  loss {:.4}  {} samples in {:.2} s ({:.0} samples/s)  {} exchanges, {} sent",
+            "\naccuracy {:.2}%  loss {:.4}  {} samples in {:.2} s ({:.0} samples/s)  {meetings}, {} sent",
             100.0 * self.final_accuracy,
             self.final_loss,
             self.samples,
             self.train_seconds,
             self.samples_per_second,
-            self.exchanges,
             bytes(self.bytes_sent),
         );
         if let Some(seconds) = self.time_to_target_seconds {

@@ -5,10 +5,14 @@ use super::evaluate::{Score, evaluate};
 use super::metrics::Metrics;
 use super::report::{Line, Reporter};
 use super::summary::StoppedBy;
+use super::supervisor::Verdict;
 use crate::error::{Error, Result};
 use crate::learner::Learner;
 use crate::policy::{Action, Reason};
-use crate::runtime::{Activity, ExchangeReport, Observed, Observer, Step, Stopwatch, Totals};
+use crate::runtime::server::Handle;
+use crate::runtime::{
+    Activity, ExchangeReport, Observed, Observer, PullReport, PushReport, Step, Stopwatch, Totals,
+};
 use serde::Serialize;
 use serde_json::json;
 use std::sync::Arc;
@@ -47,7 +51,7 @@ impl Limits {
     }
 
     /// Whether there is a target, and this score meets all of it.
-    fn meets_target(&self, score: &Score) -> bool {
+    pub(super) fn meets_target(&self, score: &Score) -> bool {
         let has_target = self.target_accuracy.is_some() || self.target_loss.is_some();
         has_target
             && self.target_accuracy.is_none_or(|target| score.accuracy >= target)
@@ -56,7 +60,7 @@ impl Limits {
 }
 
 pub(super) struct Watcher {
-    limits: Limits,
+    limits: Arc<Limits>,
     metrics: Metrics,
     reporter: Reporter,
     signals: Signals,
@@ -73,11 +77,21 @@ pub(super) struct Watcher {
     round: u64,
     /// Seconds of sleep up to the last step.
     slow_seconds: f64,
+    /// The parameter server's shard in this process: its clock begins with this rank's.
+    service: Option<Handle>,
 }
 
-/// Wishes to stop, as numbers that travel; the greatest wins.
-const WISHES: [(u64, StoppedBy); 3] =
-    [(1, StoppedBy::Seconds), (2, StoppedBy::Request), (3, StoppedBy::Interrupt)];
+/// Reasons to stop, as numbers that travel; the greatest wins. The first three are wishes of any rank, the others are what a
+/// parameter server's head finds.
+const WISHES: [(u64, StoppedBy); 5] = [
+    (1, StoppedBy::Seconds),
+    (2, StoppedBy::Request),
+    (3, StoppedBy::Interrupt),
+    (SAMPLES, StoppedBy::Samples),
+    (TARGET, StoppedBy::Target),
+];
+pub(super) const SAMPLES: u64 = 4;
+pub(super) const TARGET: u64 = 5;
 
 #[derive(Serialize)]
 struct StepEvent {
@@ -91,7 +105,7 @@ struct StepEvent {
 
 impl Watcher {
     pub(super) fn new(
-        limits: Limits,
+        limits: Arc<Limits>,
         metrics: Metrics,
         reporter: Reporter,
         signals: Signals,
@@ -111,7 +125,14 @@ impl Watcher {
             is_alone,
             round: 1,
             slow_seconds: 0.0,
+            service: None,
         }
+    }
+
+    /// With a parameter server's shard in this process.
+    pub(super) fn beside(mut self, service: Option<Handle>) -> Self {
+        self.service = service;
+        self
     }
 
     /// Seconds of training, without those of evaluation.
@@ -121,6 +142,24 @@ impl Watcher {
 
     pub(super) fn metrics(&mut self) -> &mut Metrics {
         &mut self.metrics
+    }
+
+    /// What a parameter server's head has found, instead of this rank's own limits.
+    pub(super) fn adopt(&mut self, verdict: &Verdict) {
+        self.stopped_by =
+            WISHES.iter().find(|(number, _)| Some(*number) == verdict.stop).map(|(_, why)| *why);
+        if let Some((seconds, score)) = verdict.winner {
+            self.time_to_target_seconds = Some(seconds);
+            self.last_score = Some((score, verdict.global_samples));
+        }
+    }
+
+    /// The last evaluation of a parameter server's result may meet the target too: then that was when all were stopped.
+    pub(super) fn adopt_last_score(&mut self, score: &Score, verdict: &Verdict) {
+        if self.limits.meets_target(score) && verdict.winner.is_none() {
+            self.time_to_target_seconds = Some(verdict.stop_seconds);
+            self.stopped_by = Some(StoppedBy::Target);
+        }
     }
 
     pub(super) fn finish(&self) {
@@ -209,13 +248,14 @@ impl Watcher {
         let local_steps: Vec<u64> = report.members.iter().map(|member| member.local_steps.0).collect();
         self.reporter.show(&Line {
             elapsed,
-            round: report.exchange,
+            what: "round",
+            number: report.exchange,
             loss: report.mean_loss(),
             accuracy: self.last_score.map(|(score, _)| score.accuracy),
             global_samples: observed.totals.global_samples,
-            local_steps: &local_steps,
-            wait_share: observed.clock.seconds(Activity::Wait) / elapsed.max(1e-9),
-            exchange_seconds: report.exchange_seconds,
+            counts: ("steps", &local_steps),
+            wait_share: Some(observed.clock.seconds(Activity::Wait) / elapsed.max(1e-9)),
+            exchange_seconds: Some(report.exchange_seconds),
         });
     }
 }
@@ -228,6 +268,9 @@ impl<L: Learner + ?Sized> Observer<Box<L>> for Watcher {
     fn began(&mut self) {
         self.started = Instant::now();
         self.metrics.restart_clock();
+        if let Some(service) = &self.service {
+            service.begin();
+        }
     }
 
     fn decided(&mut self, action: &Action, reason: &Reason) {
@@ -251,6 +294,35 @@ impl<L: Learner + ?Sized> Observer<Box<L>> for Watcher {
 
     fn stepped_beside_exchange(&mut self, step: &Step, clock: &Stopwatch, totals: Totals) -> Result<()> {
         self.note(step, clock, totals)
+    }
+
+    fn pushed(&mut self, report: &PushReport) -> Result<()> {
+        self.metrics.event(
+            "push",
+            json!({
+                "push": report.push,
+                "local_steps": report.local_steps,
+                "samples": report.samples,
+                "loss": report.loss,
+                "base": report.base.0,
+                "staleness": report.staleness,
+                "bytes": report.bytes,
+                "wait_seconds": report.wait_seconds,
+                "exchange_seconds": report.exchange_seconds,
+            }),
+        )
+    }
+
+    fn pulled(&mut self, report: &PullReport) -> Result<()> {
+        self.metrics.event(
+            "pull",
+            json!({
+                "version": report.version.0,
+                "versions_ahead": report.versions_ahead,
+                "bytes": report.bytes,
+                "exchange_seconds": report.exchange_seconds,
+            }),
+        )
     }
 
     fn exchanged(&mut self, report: &ExchangeReport, observed: Observed<'_, Box<L>>) -> Result<bool> {

@@ -393,6 +393,43 @@ fn check_metrics(events: &[Value], summary: &Value, ranks: usize) {
     assert!(events.iter().all(|event| event["rank"].as_u64().is_some_and(|rank| rank < ranks as u64)));
 }
 
+/// The same for a run at a parameter server.
+#[track_caller]
+pub(crate) fn check_server_results(folder: &Folder, workers: usize, servers: usize, mode: &str) {
+    let summary = folder.summary();
+    let number = |of: &Value, key: &str| of[key].as_u64().unwrap_or_else(|| panic!("{key} in {summary:#}"));
+    let list = |key: &str| summary[key].as_array().unwrap_or_else(|| panic!("{key} in {summary:#}"));
+    assert_eq!(summary["mode"], mode);
+    assert_eq!((list("workers").len(), list("servers").len()), (workers, servers), "{summary:#}");
+    let sum = |of: &str, key: &str| list(of).iter().map(|entry| number(entry, key)).sum::<u64>();
+    assert_eq!(number(&summary, "samples"), sum("workers", "samples"));
+    // Every byte is sent once and received once.
+    assert_eq!(sum("workers", "bytes_sent"), sum("servers", "bytes_received"), "{summary:#}");
+    assert_eq!(sum("servers", "bytes_sent"), sum("workers", "bytes_received"), "{summary:#}");
+    assert_eq!(number(&summary, "bytes_sent"), sum("workers", "bytes_sent") + sum("servers", "bytes_sent"));
+    let events = folder.metrics();
+    for worker in list("workers") {
+        let (rank, figures) = (&worker["rank"], &worker["server"]);
+        let own: Vec<&Value> = events.iter().filter(|event| &event["rank"] == rank).collect();
+        let of_kind = |kind: &str| own.iter().filter(|event| event["kind"] == kind).count() as u64;
+        assert_eq!(of_kind("step"), number(worker, "local_steps"), "rank {rank}");
+        // A push that was under way at the end has no answer.
+        assert!((0..=1).contains(&(number(figures, "pushes") - of_kind("push"))), "rank {rank}: {figures}");
+        assert!((0..=1).contains(&(number(figures, "pulls") - of_kind("pull"))), "rank {rank}: {figures}");
+        let applied: u64 =
+            figures["staleness"].as_object().unwrap().values().map(|count| count.as_u64().unwrap()).sum();
+        let pushes = number(figures, "pushes");
+        assert!(pushes > 0 && applied + number(figures, "discarded_pushes") <= pushes, "{figures}");
+        let times: Vec<f64> = own.iter().map(|event| event["t"].as_f64().unwrap()).collect();
+        assert!(times.is_sorted(), "rank {rank}");
+    }
+    let decided = |action: &str| {
+        events.iter().filter(|event| event["by"] == "server" && event["action"] == action).count()
+    };
+    assert!(decided("apply") > 0 && decided("reply") > 0);
+    folder.parameters().assert_sensible();
+}
+
 /// `compute + exchange + wait + evaluate + slow` is nearly all of each worker's time.
 #[track_caller]
 pub(crate) fn check_clocks(summary: &Value) {

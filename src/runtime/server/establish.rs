@@ -124,7 +124,8 @@ impl Service {
 }
 
 /// Starts the shards and connects every rank to them. All ranks call it with the same options and the same `parameters`, of
-/// which the first `trainable` are trained and the rest are statistics. `rule` is called on the head's rank alone.
+/// which the first `trainable` are trained and the rest are statistics. `rule` is called on the head's rank alone. The
+/// server's time begins with [`Handle::begin`] on that rank.
 ///
 /// # Errors
 /// `Usage` for options that do not fit; `Environment` if a shard cannot be started or reached; those of the communicator.

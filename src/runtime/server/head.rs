@@ -20,7 +20,8 @@ pub(super) struct Head {
     slices: Vec<Slice>,
     rule: Box<dyn Coordinator>,
     overseer: Box<dyn Overseer>,
-    began: Instant,
+    /// When training began. Before that no time passes.
+    began: Option<Instant>,
     workers: Vec<WorkerState>,
     /// Parts that have arrived of pushes that are not complete.
     arrived: BTreeMap<(Rank, u64), usize>,
@@ -98,7 +99,7 @@ impl Head {
             others,
             rule,
             overseer,
-            began: Instant::now(),
+            began: None,
             workers: (0..setup.workers).map(|_| WorkerState::default()).collect(),
             slices: setup.slices,
             arrived: BTreeMap::new(),
@@ -125,7 +126,10 @@ impl Head {
     fn serve_until_done(&mut self, inbox: &Receiver<Inbox>) -> Result<()> {
         let mut ticked = false;
         while self.workers.iter().any(|worker| worker.presence == Presence::Training) {
-            let deadline = self.rule.next_deadline().map(|at| at.saturating_sub(self.now()));
+            // When all are stopped nobody is held any more, and nothing is left to decide.
+            let has_time = self.began.is_some() && self.stop.is_none();
+            let deadline = self.rule.next_deadline().filter(|_| has_time);
+            let deadline = deadline.map(|at| at.saturating_sub(self.now()));
             let message = match deadline {
                 None => inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
                 Some(wait) => inbox.recv_timeout(if ticked { wait.max(SHORTEST_WAIT) } else { wait }),
@@ -155,19 +159,24 @@ impl Head {
     }
 
     fn now(&self) -> Duration {
-        self.began.elapsed()
+        self.began.map_or(Duration::ZERO, |began| began.elapsed())
     }
 
     fn hear(&mut self, message: Inbox) -> Result<()> {
         match message {
             Inbox::Begin { now } => {
-                self.began = now;
+                self.began = Some(now);
                 self.overseer.began();
             }
             Inbox::Push { from, number, payload, values, told: Some(told) } => {
-                self.shard.keep(from, number, payload, values)?;
-                if let Some(worker) = self.workers.get_mut(from) {
-                    worker.push = Some(Push { number, told });
+                self.shard.keep(from, number, payload, values);
+                if let Some(worker) = self.workers.get_mut(from)
+                    && let Some(old) = worker.push.replace(Push { number, told })
+                {
+                    return Err(Error::Internal(format!(
+                        "push {} of rank {from} was neither applied nor discarded",
+                        old.number
+                    )));
                 }
                 self.part_arrived(from, number)?;
             }

@@ -11,6 +11,46 @@
 //!
 //! A worker whose connection closes without a goodbye is lost; the [`Coordinator`] is told, and the others go on. A server
 //! that fails ends everybody's wait at once.
+//!
+//! ```
+//! use esync::collective::{Communicator, CommunicatorOptions};
+//! use esync::policy::wbsp::WbspCoordinator;
+//! use esync::policy::{LocalSteps, Payload, Report, Versions};
+//! use esync::runtime::server::{Rule, ServerOptions, Unsupervised, establish};
+//! use esync::transport::threads;
+//! use std::sync::Arc;
+//! use std::time::Duration;
+//!
+//! let results = threads::run(2, |transport| {
+//!     let mut communicator = Communicator::new(Arc::new(transport), CommunicatorOptions::default())?;
+//!     let rule = || {
+//!         let coordinator = Box::new(WbspCoordinator::new(2, 0.5));
+//!         Ok(Rule { coordinator, overseer: Box::new(|_| Ok(Box::new(Unsupervised))) })
+//!     };
+//!     let mut server = establish(&mut communicator, &ServerOptions::default(), &[0.0], 1, rule)?;
+//!     if let Some(service) = &server.service {
+//!         service.handle().begin();
+//!     }
+//!     let report = Report::Pushed {
+//!         payload: Payload::Delta,
+//!         local_steps: LocalSteps(1),
+//!         samples: 32,
+//!         loss: 1.0,
+//!         norm: 2.0,
+//!         seconds_since_push: 0.1,
+//!         compute_seconds: 0.1,
+//!         base: Versions(0),
+//!     };
+//!     server.link.push(Payload::Delta, &[2.0], report, 32, 0)?;
+//!     server.link.answer("a push")?;
+//!     server.link.goodbye()?;
+//!     Ok(server.link.finale(Some(Duration::from_secs(60)))?.parameters)
+//! });
+//! for parameters in results {
+//!     assert_eq!(parameters?, [2.0]);
+//! }
+//! # Ok::<(), esync::Error>(())
+//! ```
 
 mod establish;
 mod frame;

@@ -18,8 +18,9 @@ pub(super) struct Shard {
     pub(super) store: Store,
     slice: Slice,
     wire: WireFormat,
-    /// The one push of each worker that was not applied yet.
-    waiting: BTreeMap<Rank, Waiting>,
+    /// Pushes that were not applied yet, by worker and number. A worker has one at a time, but the head's answer may reach it
+    /// before the log reaches another shard, whose next part then comes early.
+    waiting: BTreeMap<(Rank, u64), Waiting>,
     lines: BTreeMap<Rank, Outgoing>,
     /// The parameters as they travel, for all who pull the same version.
     encoded: Option<(Versions, Body)>,
@@ -27,7 +28,6 @@ pub(super) struct Shard {
 }
 
 struct Waiting {
-    number: u64,
     payload: Payload,
     values: Vec<f32>,
 }
@@ -63,17 +63,8 @@ impl Shard {
     }
 
     /// Keeps a worker's part until it is to be applied.
-    ///
-    /// # Errors
-    /// `Internal` if the worker's push before was never decided on.
-    pub(super) fn keep(&mut self, from: Rank, number: u64, payload: Payload, values: Vec<f32>) -> Result<()> {
-        match self.waiting.insert(from, Waiting { number, payload, values }) {
-            None => Ok(()),
-            Some(old) => Err(Error::Internal(format!(
-                "push {} of rank {from} was neither applied nor discarded",
-                old.number
-            ))),
-        }
+    pub(super) fn keep(&mut self, from: Rank, number: u64, payload: Payload, values: Vec<f32>) {
+        self.waiting.insert((from, number), Waiting { payload, values });
     }
 
     /// Carries out [`Command::Apply`].
@@ -84,7 +75,7 @@ impl Shard {
         rule: PushRule,
         loss: &mut dyn FnMut(&[f32]) -> Result<f64>,
     ) -> Result<()> {
-        let Some(push) = self.waiting.remove(&from).filter(|push| push.number == number) else {
+        let Some(push) = self.waiting.remove(&(from, number)) else {
             return Err(Error::Internal(format!("push {number} of rank {from} is not here to be applied")));
         };
         self.store.apply(from, push.payload, &push.values, rule, loss)
@@ -92,7 +83,7 @@ impl Shard {
 
     /// Carries out [`Command::Forget`].
     pub(super) fn forget(&mut self, from: Rank) {
-        self.waiting.remove(&from);
+        self.waiting.retain(|(rank, _), _| *rank != from);
         if let Some(line) = self.lines.get(&from) {
             line.cut();
         }
@@ -205,7 +196,7 @@ pub(super) fn follow(shard: &mut Shard, head: &Outgoing, inbox: &Receiver<Inbox>
         let Ok(message) = inbox.recv() else { return Ok(()) };
         match message {
             Inbox::Push { from, number, payload, values, .. } => {
-                shard.keep(from, number, payload, values)?;
+                shard.keep(from, number, payload, values);
                 head.tell(&FromShard::Arrived { from, number })?;
             }
             Inbox::Closed { from, why } => head.tell(&FromShard::WorkerLost { rank: from, why })?,
