@@ -11,6 +11,7 @@
 //! | [`transport`] | where | everything above |
 //! | [`learner`] | what | clusters |
 //! | [`runtime`] | drives policies on the real clock | torch |
+//! | [`sim`] | drives the same policies on a virtual clock | transports |
 
 pub mod bench;
 pub mod buffer;
@@ -26,6 +27,7 @@ pub mod policy;
 pub mod probe;
 pub mod reduce;
 pub mod runtime;
+pub mod sim;
 #[cfg(feature = "torch")]
 mod synchronizer;
 pub mod train;

@@ -4,7 +4,8 @@ use clap::{Parser, Subcommand};
 use esync::transport::speak_in_turn;
 use std::process::ExitCode;
 
-/// Look at clusters and runs: measure a cluster, draw what runs did, and say what this build and this machine offer.
+/// Look at clusters and runs: measure a cluster, simulate training on one, draw what runs did, and say what this build and
+/// this machine offer.
 #[derive(Parser)]
 #[command(name = "esync", version, max_term_width = 110, after_help = EXIT_CODES)]
 struct CommandLine {
@@ -23,12 +24,16 @@ enum Command {
     ///
     /// `esync plot runs/A runs/B` compares runs by time, samples and bytes, and shows where each worker's time went.
     Plot(esync::plot::Flags),
+    /// Train on a virtual clock: the same policies on a cluster that need not exist
+    ///
+    /// It takes the flags of esync-train that have a meaning there, prints what esync-train prints and writes the same files:
+    /// `esync sim --cluster esync-12 --mode esync --target-accuracy 0.95`. `--compare sync,esync` runs modes side by side.
+    Sim(Box<esync::sim::Flags>),
     /// Say what this build and this machine offer (for bug reports)
     Info,
 }
 
-const EXIT_CODES: &str =
-    "Exit codes: 0 done, 1 ranks that disagree, 2 usage, 3 environment, 4 data, 5 peer lost, 6 stalled.";
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 ranks that disagree, 2 usage, 3 environment, 4 data, 5 peer lost, 6 stalled, 7 diverged, 8 target not reached.";
 
 fn main() -> ExitCode {
     let command_line = CommandLine::try_parse().unwrap_or_else(|error| {
@@ -37,16 +42,20 @@ fn main() -> ExitCode {
         }
         error.exit()
     });
-    let result = match &command_line.command {
-        Command::Probe(flags) => esync::probe::probe(flags),
-        Command::Plot(flags) => esync::plot::plot(flags).map(|said| print!("{said}")),
+    let result = match command_line.command {
+        Command::Probe(flags) => esync::probe::probe(&flags).map(|()| 0),
+        Command::Plot(flags) => esync::plot::plot(&flags).map(|said| {
+            print!("{said}");
+            0
+        }),
+        Command::Sim(flags) => esync::sim::command(*flags),
         Command::Info => {
             print!("{}", esync::info::text());
-            Ok(())
+            Ok(0)
         }
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => ExitCode::from(code as u8),
         Err(error) => {
             speak_in_turn();
             eprintln!("esync: {error}");

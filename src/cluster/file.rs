@@ -1,11 +1,14 @@
 //! The topology file as serde sees it, and its way into a [`Cluster`].
 
 use super::links::{LinkMatrix, LinkRule, links};
+use super::simulated::{BehaviourEntry, ServerEntry, Simulated};
 use super::{Cluster, Host, Measured, NetworkCard, Worker};
 use crate::error::{Error, Result};
 use crate::transport::Rank;
 use serde::Deserialize;
+use std::collections::BTreeSet;
 use std::path::Path;
+use toml::Spanned;
 
 /// The version of the format that this library writes and reads.
 pub(super) const VERSION: u32 = 1;
@@ -18,14 +21,33 @@ struct File {
     transport: Option<String>,
     measured_at: Option<String>,
     measured_with: Option<String>,
-    hosts: Vec<HostEntry>,
+    hosts: Vec<Spanned<HostEntry>>,
     #[serde(default)]
-    network_cards: Vec<CardEntry>,
+    network_cards: Vec<Spanned<CardEntry>>,
     #[serde(default)]
-    links: Vec<LinkRule>,
+    links: Vec<Spanned<LinkRule>>,
     link_matrix: Option<LinkMatrix>,
     #[serde(default)]
     measured: Vec<MeasuredEntry>,
+    // For the simulator only.
+    #[serde(default)]
+    workers: Vec<Spanned<BehaviourEntry>>,
+    server: Option<Spanned<ServerEntry>>,
+    exchange_seconds: Option<f64>,
+}
+
+/// In which line of the text something begins.
+struct Lines<'a>(&'a str);
+
+impl Lines<'_> {
+    fn of<T>(&self, entry: &Spanned<T>) -> usize {
+        let before = self.0.get(..entry.span().start).unwrap_or(self.0);
+        before.matches('\n').count() + 1
+    }
+
+    fn with<T>(&self, entry: Spanned<T>) -> (usize, T) {
+        (self.of(&entry), entry.into_inner())
+    }
 }
 
 #[derive(Deserialize)]
@@ -87,18 +109,23 @@ impl Cluster {
                 file.version
             )));
         }
-        file.into_cluster().map_err(wrong)
+        file.into_cluster(&Lines(text)).map_err(wrong)
     }
 }
 
 impl File {
-    fn into_cluster(self) -> Result<Cluster, String> {
-        let (hosts, workers) = places(&self.hosts)?;
+    fn into_cluster(self, lines: &Lines<'_>) -> Result<Cluster, String> {
+        let (hosts, workers) = places(self.hosts, lines)?;
         let size = workers.len();
-        let links = links(&self.links, self.link_matrix.as_ref(), &hosts, &workers)?;
+        let rules = self.links.into_iter().enumerate().map(|(number, rule)| {
+            let (line, rule) = lines.with(rule);
+            (format!("line {line}: link {}", number + 1), rule)
+        });
+        let links = links(&rules.collect::<Vec<_>>(), self.link_matrix.as_ref(), &hosts, &workers)?;
         let mut network_cards: Vec<NetworkCard> = Vec::new();
-        for (number, entry) in self.network_cards.iter().enumerate() {
-            let at = format!("network card {}", number + 1);
+        for (number, entry) in self.network_cards.into_iter().enumerate() {
+            let (line, entry) = lines.with(entry);
+            let at = format!("line {line}: network card {}", number + 1);
             let seconds_per_byte =
                 seconds_per_byte(&at, entry.seconds_per_byte, entry.bandwidth_bytes_per_second)?;
             for (place, &rank) in entry.ranks.iter().enumerate() {
@@ -113,9 +140,12 @@ impl File {
                     return Err(format!("{at}: rank {rank} has a card already"));
                 }
             }
-            network_cards.push(NetworkCard { ranks: entry.ranks.clone(), seconds_per_byte });
+            network_cards.push(NetworkCard { ranks: entry.ranks, seconds_per_byte });
         }
+        let behaviours = self.workers.into_iter().map(|entry| lines.with(entry)).collect();
+        let server = self.server.map(|entry| lines.with(entry));
         Ok(Cluster {
+            simulated: Simulated::new(behaviours, server, self.exchange_seconds)?,
             transport: self.transport.unwrap_or_else(|| "any".into()),
             measured_at: self.measured_at,
             measured_with: self.measured_with,
@@ -129,11 +159,13 @@ impl File {
 }
 
 /// The hosts, and every rank's place on one of them.
-fn places(entries: &[HostEntry]) -> Result<(Vec<Host>, Vec<Worker>), String> {
+fn places(entries: Vec<Spanned<HostEntry>>, lines: &Lines<'_>) -> Result<(Vec<Host>, Vec<Worker>), String> {
     let mut hosts: Vec<Host> = Vec::new();
     let mut placed: Vec<(Rank, Worker)> = Vec::new();
-    for (host, entry) in entries.iter().enumerate() {
-        let at = format!("host {}", entry.name);
+    let mut is_placed: BTreeSet<Rank> = BTreeSet::new();
+    for (host, entry) in entries.into_iter().enumerate() {
+        let (line, entry) = lines.with(entry);
+        let at = format!("line {line}: host {}", entry.name);
         if hosts.iter().any(|host| host.name == entry.name) {
             return Err(format!("{at} is there twice"));
         }
@@ -156,7 +188,7 @@ fn places(entries: &[HostEntry]) -> Result<(Vec<Host>, Vec<Worker>), String> {
             None => vec![None; ranks.len()],
         };
         for (index, &rank) in ranks.iter().enumerate() {
-            if placed.iter().any(|(other, _)| *other == rank) {
+            if !is_placed.insert(rank) {
                 return Err(format!("{at}: rank {rank} is on two hosts, or twice on one"));
             }
             let worker = Worker {
@@ -168,7 +200,7 @@ fn places(entries: &[HostEntry]) -> Result<(Vec<Host>, Vec<Worker>), String> {
             placed.push((rank, worker));
         }
         let switch_seconds = quantity(&at, "switch_seconds", entry.switch_seconds)?;
-        hosts.push(Host { name: entry.name.clone(), cores: entry.cores, switch_seconds });
+        hosts.push(Host { name: entry.name, cores: entry.cores, switch_seconds });
     }
     if placed.is_empty() {
         return Err("there are no ranks: a host's `ranks` is their number, or a list of them".into());

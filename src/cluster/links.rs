@@ -1,7 +1,7 @@
 //! Links in a topology file: rules from the general to the particular, or a matrix.
 
 use super::file::{quantity, seconds_per_byte};
-use super::{Host, Link, Worker};
+use super::{Host, Link, Links, MANY, Worker};
 use crate::transport::Rank;
 use serde::Deserialize;
 
@@ -56,14 +56,20 @@ enum Precision {
 /// Whether a rule is meant for the way from one rank to another.
 type Applies<'a> = Box<dyn Fn(Rank, Rank) -> bool + 'a>;
 
-/// From each rank to each rank, row by row.
+/// From each rank to each rank.
 pub(super) fn links(
-    rules: &[LinkRule],
+    rules: &[(String, LinkRule)],
     matrix: Option<&LinkMatrix>,
     hosts: &[Host],
     workers: &[Worker],
-) -> Result<Vec<Link>, String> {
+) -> Result<Links, String> {
     let size = workers.len();
+    if size >= MANY
+        && matrix.is_none()
+        && let Some(links) = by_class(rules)?
+    {
+        return Ok(links);
+    }
     let mut found: Vec<Option<(Precision, Link)>> = vec![None; size * size];
     if let Some(matrix) = matrix {
         for (index, slot) in found.iter_mut().enumerate() {
@@ -73,10 +79,9 @@ pub(super) fn links(
             }
         }
     }
-    for (number, rule) in rules.iter().enumerate() {
-        let at = format!("link {}", number + 1);
-        let link = rule.link(&at)?;
-        let (weight, applies) = rule.applies(&at, hosts, workers)?;
+    for (at, rule) in rules {
+        let link = rule.link(at)?;
+        let (weight, applies) = rule.applies(at, hosts, workers)?;
         for (index, slot) in found.iter_mut().enumerate() {
             let (from, to) = (index / size, index % size);
             if from == to || !applies(from, to) {
@@ -105,7 +110,27 @@ pub(super) fn links(
             )),
         }
     });
-    all.collect()
+    all.collect::<Result<_, _>>().map(Links::Each)
+}
+
+/// Two rules for the two classes of pairs, if that is all there is.
+fn by_class(rules: &[(String, LinkRule)]) -> Result<Option<Links>, String> {
+    let of = |rule: &LinkRule| match (&rule.hosts, rule.one_way) {
+        (Some(HostsOf::Class(class)), false) => Some(matches!(class, HostClass::Same)),
+        _ => None,
+    };
+    match rules {
+        [(at_a, a), (at_b, b)] => Ok(match (of(a), of(b)) {
+            (Some(true), Some(false)) => {
+                Some(Links::Classes { same_host: a.link(at_a)?, other_host: b.link(at_b)? })
+            }
+            (Some(false), Some(true)) => {
+                Some(Links::Classes { same_host: b.link(at_b)?, other_host: a.link(at_a)? })
+            }
+            _ => None,
+        }),
+        _ => Ok(None),
+    }
 }
 
 impl LinkRule {
@@ -173,6 +198,16 @@ impl LinkMatrix {
         let latency_seconds = pick("latency_seconds", &self.latency_seconds)?;
         checked(&at, latency_seconds, optional("message_seconds", &self.message_seconds)?, seconds_per_byte)
     }
+}
+
+/// A link as the server's entry gives it.
+pub(super) fn link_of(
+    at: &str,
+    latency_seconds: f64,
+    per_byte: Option<f64>,
+    bandwidth: Option<f64>,
+) -> Result<Link, String> {
+    checked(at, latency_seconds, None, seconds_per_byte(at, per_byte, bandwidth)?)
 }
 
 fn checked(at: &str, latency: f64, message: Option<f64>, seconds_per_byte: f64) -> Result<Link, String> {

@@ -46,9 +46,11 @@
 mod cache;
 mod file;
 mod links;
+mod simulated;
 mod write;
 
 pub use cache::cache_path;
+pub(crate) use simulated::{BehaviourEntry, PauseEntry, Simulated};
 
 use crate::error::Result;
 use crate::transport::Rank;
@@ -128,9 +130,22 @@ pub struct Cluster {
     pub network_cards: Vec<NetworkCard>,
     /// Times of whole operations.
     pub measured: Vec<Measured>,
-    /// From each rank to each rank, row by row.
-    pub(crate) links: Vec<Link>,
+    /// What only the simulator looks at.
+    pub(crate) simulated: Simulated,
+    pub(crate) links: Links,
 }
+
+/// The ways from each rank to each rank.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Links {
+    /// Row by row.
+    Each(Vec<Link>),
+    /// All alike, but for a rank's own host: a matrix of many thousand ranks would take gigabytes.
+    Classes { same_host: Link, other_host: Link },
+}
+
+/// From so many ranks on, links are kept by class where the classes say everything.
+const MANY: usize = 257;
 
 impl Cluster {
     /// `size` equal ranks with a host and a core each, any two joined by `link`, in a network that nothing limits.
@@ -157,7 +172,11 @@ impl Cluster {
             workers: (0..size).map(worker).collect(),
             network_cards: Vec::new(),
             measured: Vec::new(),
-            links: vec![link; size * size],
+            simulated: Simulated::default(),
+            links: match size {
+                0..MANY => Links::Each(vec![link; size * size]),
+                _ => Links::Classes { same_host: link, other_host: link },
+            },
         }
     }
 
@@ -168,13 +187,62 @@ impl Cluster {
 
     /// The way from one rank to another.
     pub fn link(&self, from: Rank, to: Rank) -> Link {
-        self.links[from * self.size() + to]
+        match &self.links {
+            Links::Each(links) => links[from * self.size() + to],
+            Links::Classes { same_host, other_host } => {
+                if self.workers[from].host == self.workers[to].host {
+                    *same_host
+                } else {
+                    *other_host
+                }
+            }
+        }
+    }
+
+    /// The way between any two ranks of one host, or of different hosts, where all of a class are alike.
+    pub(crate) fn class_link(&self, is_same_host: bool) -> Option<Link> {
+        match &self.links {
+            Links::Each(_) => None,
+            Links::Classes { same_host, other_host } => {
+                Some(if is_same_host { *same_host } else { *other_host })
+            }
+        }
     }
 
     /// Changes the way from one rank to another (this direction only).
     pub fn set_link(&mut self, from: Rank, to: Rank, link: Link) {
         let size = self.size();
-        self.links[from * size + to] = link;
+        if let Links::Classes { .. } = self.links {
+            let pairs = (0..size * size).map(|index| self.link(index / size, index % size));
+            self.links = Links::Each(pairs.collect());
+        }
+        if let Links::Each(links) = &mut self.links {
+            links[from * size + to] = link;
+        }
+    }
+
+    /// The same with some of the ranks only, given ascending; they get new numbers. Measured times are left out.
+    pub fn restricted(&self, ranks: &[Rank]) -> Cluster {
+        let renumbered = |card: &NetworkCard| NetworkCard {
+            ranks: (0..ranks.len()).filter(|&new| card.ranks.contains(&ranks[new])).collect(),
+            seconds_per_byte: card.seconds_per_byte,
+        };
+        let pairs = || ranks.iter().flat_map(|&from| ranks.iter().map(move |&to| (from, to)));
+        let links = match &self.links {
+            Links::Each(_) => Links::Each(pairs().map(|(from, to)| self.link(from, to)).collect()),
+            classes => classes.clone(),
+        };
+        Cluster {
+            workers: ranks.iter().map(|&rank| self.workers[rank]).collect(),
+            network_cards: self.network_cards.iter().map(renumbered).collect(),
+            links,
+            measured: Vec::new(),
+            simulated: Simulated::default(),
+            hosts: self.hosts.clone(),
+            transport: self.transport.clone(),
+            measured_at: self.measured_at.clone(),
+            measured_with: self.measured_with.clone(),
+        }
     }
 
     /// The name of a rank's host.

@@ -84,6 +84,11 @@ pub(super) fn canonical_additions(n: usize) -> Vec<Addition> {
     additions
 }
 
+/// The additions of the canonical tree as pairs of slots: the second is added into the first, and the sum of all ends in slot 0.
+pub(crate) fn canonical_pairs(n: usize) -> impl Iterator<Item = (Rank, Rank)> {
+    canonical_additions(n).into_iter().map(|addition| (addition.left.start, addition.right.start))
+}
+
 fn add_pairwise(ranks: Range<Rank>, additions: &mut Vec<Addition>) {
     if ranks.len() < 2 {
         return;

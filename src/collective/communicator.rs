@@ -19,7 +19,7 @@ use std::time::Duration;
 
 /// Two of them fill a second-level cache of 1 MiB. Over MPI each costs a handshake, and half as long ones cost more on one
 /// host than the cache saves.
-pub(super) const SEGMENT_BYTES: usize = 512 * 1024;
+pub(crate) const SEGMENT_BYTES: usize = 512 * 1024;
 
 /// How a communicator does its work.
 #[derive(Clone)]

@@ -31,8 +31,10 @@ pub mod verify;
 
 pub use auto::Auto;
 pub use binary_blocks::BinaryBlocks;
+pub(crate) use blocks::canonical_pairs;
 pub use butterfly::Butterfly;
 pub use circulant::Circulant;
+pub(crate) use communicator::SEGMENT_BYTES;
 pub use communicator::{Communicator, CommunicatorOptions};
 pub use direct::SharedBuffer;
 pub use double_tree::DoubleTree;

@@ -130,6 +130,26 @@ pub enum Action {
     Stop,
 }
 
+impl Action {
+    /// A word for it, as files write it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Action::Step { .. } => "step",
+            Action::Report(_) => "report",
+            Action::Begin { .. } => "begin",
+            Action::Finish { .. } => "finish",
+            Action::Push { .. } => "push",
+            Action::BeginPush { .. } => "begin-push",
+            Action::FinishPush { .. } => "finish-push",
+            Action::Pull { .. } => "pull",
+            Action::Evaluate => "evaluate",
+            Action::SetBatch { .. } => "set-batch",
+            Action::Wait => "wait",
+            Action::Stop => "stop",
+        }
+    }
+}
+
 /// One rank's figures of the round that an exchange closes; every rank sees all ranks' figures.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct MemberReport {

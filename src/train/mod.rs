@@ -9,8 +9,7 @@ mod summary;
 
 #[cfg(feature = "torch")]
 mod evaluate;
-#[cfg(feature = "torch")]
-mod report;
+pub(crate) mod report;
 #[cfg(feature = "torch")]
 mod run;
 #[cfg(feature = "torch")]

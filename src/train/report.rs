@@ -7,7 +7,7 @@ use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 /// Rank 0's voice; silent on the other ranks.
-pub(super) struct Reporter {
+pub(crate) struct Reporter {
     style: Style,
     every: Duration,
     last: Instant,
@@ -23,22 +23,22 @@ enum Style {
 }
 
 /// The figures of a line.
-pub(super) struct Line<'a> {
-    pub(super) elapsed: f64,
+pub(crate) struct Line<'a> {
+    pub(crate) elapsed: f64,
     /// What is counted, and how often it has happened.
-    pub(super) what: &'static str,
-    pub(super) number: u64,
-    pub(super) loss: f64,
-    pub(super) accuracy: Option<f64>,
-    pub(super) global_samples: u64,
+    pub(crate) what: &'static str,
+    pub(crate) number: u64,
+    pub(crate) loss: f64,
+    pub(crate) accuracy: Option<f64>,
+    pub(crate) global_samples: u64,
     /// A figure of every worker, and its name.
-    pub(super) counts: (&'static str, &'a [u64]),
-    pub(super) wait_share: Option<f64>,
-    pub(super) exchange_seconds: Option<f64>,
+    pub(crate) counts: (&'static str, &'a [u64]),
+    pub(crate) wait_share: Option<f64>,
+    pub(crate) exchange_seconds: Option<f64>,
 }
 
 impl Reporter {
-    pub(super) fn new(progress: Progress, every: Duration, is_rank_0: bool, budget: Option<u64>) -> Self {
+    pub(crate) fn new(progress: Progress, every: Duration, is_rank_0: bool, budget: Option<u64>) -> Self {
         let style = match progress {
             _ if !is_rank_0 => Style::Silent,
             Progress::None => Style::Silent,
@@ -55,7 +55,7 @@ impl Reporter {
     }
 
     /// Shows the figures, if it is time to.
-    pub(super) fn show(&mut self, line: &Line<'_>) {
+    pub(crate) fn show(&mut self, line: &Line<'_>) {
         match &self.style {
             Style::Silent => {}
             Style::Bar(bar) => {
@@ -76,7 +76,7 @@ impl Reporter {
         }
     }
 
-    pub(super) fn finish(&self) {
+    pub(crate) fn finish(&self) {
         if let Style::Bar(bar) = &self.style {
             bar.finish();
         }
@@ -112,7 +112,7 @@ fn text(line: &Line<'_>, rate: f64) -> String {
 }
 
 /// One line on standard output, at once, also when it is a pipe.
-pub(super) fn say(line: &str) {
+pub(crate) fn say(line: &str) {
     let mut out = std::io::stdout().lock();
     // A reader that went away is no reason to lose a training run.
     let _ = writeln!(out, "{line}").and_then(|()| out.flush());

@@ -277,7 +277,7 @@ impl<L: Learner + ?Sized> Observer<Box<L>> for Watcher {
         // A full disk is reported by the next event that can return an error.
         let decision = json!({
             "round": self.round,
-            "action": action_name(action),
+            "action": action.name(),
             "reason": reason.to_string(),
         });
         let _ = self.metrics.event("decision", decision);
@@ -346,22 +346,5 @@ impl<L: Learner + ?Sized> Observer<Box<L>> for Watcher {
             self.show(report, &observed);
         }
         self.check_limits(report.stop_wish, observed)
-    }
-}
-
-fn action_name(action: &Action) -> &'static str {
-    match action {
-        Action::Step { .. } => "step",
-        Action::Report(_) => "report",
-        Action::Begin { .. } => "begin",
-        Action::Finish { .. } => "finish",
-        Action::Push { .. } => "push",
-        Action::BeginPush { .. } => "begin-push",
-        Action::FinishPush { .. } => "finish-push",
-        Action::Pull { .. } => "pull",
-        Action::Evaluate => "evaluate",
-        Action::SetBatch { .. } => "set-batch",
-        Action::Wait => "wait",
-        Action::Stop => "stop",
     }
 }

@@ -10,13 +10,17 @@ pub struct Peer {
     pub rank: Rank,
     /// Its host's name (UTS name, or `ESYNC_HOST`).
     pub host: String,
-    /// Its process.
+    /// Its process; 0 for a simulated rank, which has none.
     pub pid: u32,
 }
 
 impl fmt::Display for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "rank {} (host {}, pid {})", self.rank, self.host, self.pid)
+        match self.pid {
+            // A simulated one.
+            0 => write!(f, "rank {} (host {})", self.rank, self.host),
+            pid => write!(f, "rank {} (host {}, pid {pid})", self.rank, self.host),
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use crate::cluster::{Cluster, Link};
 use crate::transport::Rank;
+use std::collections::HashMap;
 
 /// The best that a rank's port does for messages of one class.
 #[derive(Clone, Copy)]
@@ -22,7 +23,8 @@ pub(super) struct Resources<'a> {
     /// Of each rank, for messages on its own host and to others; each the better direction.
     ports: Vec<[Port; 2]>,
     in_free: Vec<f64>,
-    link_free: Vec<f64>,
+    /// Of those links that were used.
+    link_free: HashMap<(Rank, Rank), f64>,
     card_of: Vec<Option<usize>>,
     card_out_free: Vec<f64>,
     card_in_free: Vec<f64>,
@@ -46,7 +48,7 @@ impl<'a> Resources<'a> {
             cluster,
             ports: (0..size).map(|rank| [true, false].map(|same| port(cluster, rank, same))).collect(),
             in_free: vec![0.0; size],
-            link_free: vec![0.0; size * size],
+            link_free: HashMap::new(),
             card_of,
             card_out_free: vec![0.0; cluster.network_cards.len()],
             card_in_free: vec![0.0; cluster.network_cards.len()],
@@ -79,7 +81,7 @@ impl<'a> Resources<'a> {
         let occupied = self.occupied_seconds(from, to, bytes, pieces);
         let in_free = &mut self.in_free[to];
         *in_free = in_free.max(now) + occupied;
-        let link_free = &mut self.link_free[from * self.cluster.size() + to];
+        let link_free = self.link_free.entry((from, to)).or_default();
         let travelling = length * seconds_per_byte;
         *link_free = link_free.max(now) + segments * message_seconds + travelling;
         // The last message's flight comes on top of what each stretch of the way is occupied for.
@@ -131,6 +133,9 @@ impl<'a> Resources<'a> {
 }
 
 fn port(cluster: &Cluster, rank: Rank, same_host: bool) -> Port {
+    if let Some(Link { message_seconds, seconds_per_byte, .. }) = cluster.class_link(same_host) {
+        return Port { message_seconds, seconds_per_byte };
+    }
     let host = |rank: Rank| cluster.workers[rank].host;
     let others =
         (0..cluster.size()).filter(|&other| other != rank && (host(other) == host(rank)) == same_host);

@@ -1,6 +1,7 @@
 //! The state server.
 
-use super::{Row, Settings, decide};
+use super::index::Index;
+use super::{Row, Settings};
 use crate::policy::{Coordinator, Directive, Reason, Reply, Report};
 use crate::transport::Rank;
 use std::time::Duration;
@@ -26,52 +27,51 @@ use std::time::Duration;
 /// ```
 #[derive(Debug, Clone)]
 pub struct EsyncCoordinator {
-    rows: Vec<Row>,
+    table: Index,
     settings: Settings,
 }
 
 impl EsyncCoordinator {
     /// For `size` workers, whose speeds are not known yet: until a worker has reported, nobody works on for its sake.
     pub fn new(size: usize, settings: Settings) -> Self {
-        EsyncCoordinator { rows: vec![Row::default(); size], settings }
+        EsyncCoordinator { table: Index::new(vec![Row::default(); size]), settings }
     }
 
     /// With the seconds that every rank needed for a full step before training, in rank order.
     pub fn with_step_seconds(mut self, step_seconds: &[f64]) -> Self {
-        for (row, &seconds) in self.rows.iter_mut().zip(step_seconds) {
+        let mut rows = self.table.rows().to_vec();
+        for (row, &seconds) in rows.iter_mut().zip(step_seconds) {
             *row = Row::new(seconds);
         }
+        self.table = Index::new(rows);
         self
     }
 
     /// What is known of every worker, in rank order.
     pub fn rows(&self) -> &[Row] {
-        &self.rows
+        self.table.rows()
     }
 }
 
 impl Coordinator for EsyncCoordinator {
     fn on(&mut self, now: Duration, from: Rank, report: Report) -> Vec<Directive> {
-        let Some(row) = self.rows.get_mut(from) else {
+        if from >= self.table.rows().len() {
             return Vec::new();
-        };
-        if !row.update(now, &report) {
+        }
+        if !self.table.update(now, from, &report) {
             if matches!(report, Report::GlobalLoss { .. }) {
                 return Vec::new();
             }
             let reason = Reason::Custom("the state server decides about steps only".into());
             return vec![Directive::Reply { to: from, reply: Reply::Continue, reason }];
         }
-        let (reply, reason) = decide(&self.rows, from, now, &self.settings);
-        self.rows[from].decided_sync = reply == Reply::Synchronize;
+        let (reply, reason) = self.table.decide(from, now, &self.settings);
         vec![Directive::Reply { to: from, reply, reason }]
     }
 
     /// Nobody is ever held, so nobody needs an answer.
     fn lost(&mut self, _now: Duration, rank: Rank) -> Vec<Directive> {
-        if let Some(row) = self.rows.get_mut(rank) {
-            row.gone = true;
-        }
+        self.table.leave(rank);
         Vec::new()
     }
 }

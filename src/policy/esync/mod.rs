@@ -24,6 +24,7 @@
 //!   lost step of many.
 
 mod coordinator;
+mod index;
 mod table;
 mod worker;
 

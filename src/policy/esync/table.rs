@@ -58,10 +58,20 @@ impl Row {
         true
     }
 
+    /// The first round of which this worker still owes its first step.
+    pub(super) fn owed_round(&self) -> u64 {
+        let has_begun = self.local_steps > 0 || self.decided_sync;
+        if has_begun { self.round.saturating_add(1) } else { self.round }
+    }
+
     /// Whether this worker still has to do its first step of `round`.
     fn owes_first_step(&self, round: u64) -> bool {
-        !self.gone
-            && (self.round < round || (self.round == round && self.local_steps == 0 && !self.decided_sync))
+        !self.gone && self.owed_round() <= round
+    }
+
+    /// Whether anybody knows how fast it is.
+    pub(super) fn is_measured(&self) -> bool {
+        self.step_seconds > 0.0
     }
 }
 
@@ -96,7 +106,64 @@ fn slowest<'a>(rows: impl Iterator<Item = (Rank, &'a Row)>) -> Option<(Rank, f64
 /// assert_eq!(reason.to_string(), "another step needs 0.1000 s and rank 1 submits in 0.0100 s");
 /// ```
 pub fn decide(rows: &[Row], me: Rank, now: Duration, settings: &Settings) -> (Reply, Reason) {
-    let Some(own) = rows.get(me) else {
+    decide_over(rows, me, now, settings)
+}
+
+/// What a decision asks of the table: over plain rows by looking at all of them, over an index at once.
+pub(super) trait Table {
+    fn row(&self, rank: Rank) -> Option<&Row>;
+    /// Whether anybody else is present.
+    fn has_others(&self, me: Rank) -> bool;
+    /// The slowest of all that are present, and its seconds for a step; of equals the lowest rank.
+    fn slowest(&self) -> Option<(Rank, f64)>;
+    /// The same among those, `me` left out, that owe their first step of `round`.
+    fn slowest_pending(&self, round: u64, me: Rank) -> Option<(Rank, f64)>;
+    /// The first of those whose speed nobody knows.
+    fn not_measured(&self, round: u64, me: Rank) -> Option<Rank>;
+    /// When the first of those present that have reported from `round` began it.
+    fn earliest_begin(&self, round: u64) -> Option<Duration>;
+}
+
+impl Table for [Row] {
+    fn row(&self, rank: Rank) -> Option<&Row> {
+        self.get(rank)
+    }
+
+    fn has_others(&self, me: Rank) -> bool {
+        present(self).any(|(rank, _)| rank != me)
+    }
+
+    fn slowest(&self) -> Option<(Rank, f64)> {
+        slowest(present(self))
+    }
+
+    fn slowest_pending(&self, round: u64, me: Rank) -> Option<(Rank, f64)> {
+        slowest(present(self).filter(|&(rank, row)| rank != me && row.owes_first_step(round)))
+    }
+
+    fn not_measured(&self, round: u64, me: Rank) -> Option<Rank> {
+        let mut pending = present(self).filter(|&(rank, row)| rank != me && row.owes_first_step(round));
+        pending.find(|(_, row)| !row.is_measured()).map(|(rank, _)| rank)
+    }
+
+    fn earliest_begin(&self, round: u64) -> Option<Duration> {
+        let reported = present(self).filter(|(_, row)| row.round == round && row.local_steps > 0);
+        reported.map(|(_, row)| row.began).min()
+    }
+}
+
+fn present(rows: &[Row]) -> impl Iterator<Item = (Rank, &Row)> {
+    rows.iter().enumerate().filter(|(_, row)| !row.gone)
+}
+
+/// The decision, over whatever answers its questions.
+pub(super) fn decide_over(
+    table: &(impl Table + ?Sized),
+    me: Rank,
+    now: Duration,
+    settings: &Settings,
+) -> (Reply, Reason) {
+    let Some(own) = table.row(me) else {
         return (Reply::Synchronize, Reason::Alone);
     };
     if own.local_steps == 0 {
@@ -108,13 +175,10 @@ pub fn decide(rows: &[Row], me: Rank, now: Duration, settings: &Settings) -> (Re
         return (Reply::Synchronize, Reason::MostLocalSteps { local_steps: own.local_steps });
     }
 
-    let present = || rows.iter().enumerate().filter(|(_, row)| !row.gone);
-    let others = || present().filter(|&(rank, _)| rank != me);
-    let pending = || others().filter(|(_, row)| row.owes_first_step(own.round));
     // One exchange takes all workers equally long, and `own` has the newest figure: a straggler's row is a round old until it
     // has done its step. So the paper's `d = c + m` differs between workers by their steps only.
     let transfer_seconds = own.transfer_seconds;
-    let Some((straggler, _)) = slowest(present()).filter(|_| others().next().is_some()) else {
+    let Some((straggler, _)) = table.slowest().filter(|_| table.has_others(me)) else {
         return (Reply::Synchronize, Reason::Alone);
     };
     if straggler == me {
@@ -123,20 +187,17 @@ pub fn decide(rows: &[Row], me: Rank, now: Duration, settings: &Settings) -> (Re
             Reason::IsStraggler { delay_seconds: own.step_seconds + transfer_seconds },
         );
     }
-    if let Some((rank, _)) = pending().find(|(_, row)| row.step_seconds <= 0.0 || row.step_seconds.is_nan()) {
+    if let Some(rank) = table.not_measured(own.round, me) {
         return (Reply::Synchronize, Reason::NotMeasured { rank });
     }
-    let Some((straggler, step_seconds)) = slowest(pending()) else {
+    let Some((straggler, step_seconds)) = table.slowest_pending(own.round, me) else {
         return (Reply::Synchronize, Reason::StragglerReady { straggler });
     };
     let delay = step_seconds + transfer_seconds;
 
     // Everybody leaves the barrier together, so whoever reported first from this round tells when it began, also for a
     // straggler that has said nothing since.
-    let began = present()
-        .filter(|(_, row)| row.round == own.round && row.local_steps > 0)
-        .map(|(_, row)| row.began)
-        .fold(own.began, Duration::min);
+    let began = table.earliest_begin(own.round).map_or(own.began, |earliest| earliest.min(own.began));
     let elapsed = now.saturating_sub(began).as_secs_f64();
     if elapsed > delay * (1.0 + settings.grace) {
         return (Reply::Synchronize, Reason::StragglerOverdue { straggler, seconds_late: elapsed - delay });
@@ -145,7 +206,7 @@ pub fn decide(rows: &[Row], me: Rank, now: Duration, settings: &Settings) -> (Re
     let seconds_needed = own.step_seconds + transfer_seconds;
     // Measured against what the straggler hardly ever undercuts: of many equal workers that jitter, somebody always looks
     // twice as slow as somebody else.
-    let low = rows[straggler].low_step_seconds;
+    let low = table.row(straggler).map_or(step_seconds, |row| row.low_step_seconds);
     if own.local_steps == 1 && 2.0 * own.step_seconds > low + allowed_late {
         let steps = low / own.step_seconds;
         return (Reply::Synchronize, Reason::TooFewSteps { straggler, steps });
