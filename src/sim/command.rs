@@ -12,8 +12,9 @@ use crate::error::{Error, Result};
 use crate::files::write_atomically;
 use crate::learner::weights;
 use crate::policy::{Mode, Scheme};
+use crate::runtime::server::WorkerFigures;
 use crate::train::report::{Reporter, say};
-use crate::train::{Config, Summary, WorkerSummary};
+use crate::train::{Config, ServerSummary, Summary, WorkerSummary};
 use std::path::{Path, PathBuf};
 
 /// Runs what the flags ask for, and answers the exit code: 0, or 8 if a target was not reached.
@@ -165,10 +166,9 @@ impl<'a> Run<'a> {
 
     fn print_first_lines(&self, out: &Path) {
         let config = &self.config;
-        let scheme = Mode::by_name(&config.mode).map(|mode| mode.scheme);
-        let meeting = match scheme {
-            Ok(Scheme::Server) => format!("servers {}", config.servers.unwrap_or(1)),
-            _ => format!("collective {}", config.collective),
+        let meeting = match self.is_served() {
+            true => format!("servers {}", config.servers.unwrap_or(1)),
+            false => format!("collective {}", config.collective),
         };
         say(&format!(
             "esync {}: {} simulated workers on {} hosts (cluster {}), {meeting}",
@@ -215,7 +215,12 @@ impl<'a> Run<'a> {
             bytes_sent: record.bytes(),
             stopped_by: record.stopped_by,
             workers: (0..record.workers.len()).map(|rank| self.worker_summary(record, rank)).collect(),
+            servers: self.is_served().then(|| server_summary(record)).into_iter().collect(),
         }
+    }
+
+    fn is_served(&self) -> bool {
+        Mode::by_name(&self.config.mode).is_ok_and(|mode| mode.scheme == Scheme::Server)
     }
 
     fn worker_summary(&self, record: &Record, rank: usize) -> WorkerSummary {
@@ -235,8 +240,23 @@ impl<'a> Run<'a> {
             total_seconds: worker.ended_seconds,
             bytes_sent: worker.bytes_sent,
             bytes_received: worker.bytes_received,
+            server: self.is_served().then(|| WorkerFigures {
+                pushes: worker.pushes,
+                discarded_pushes: worker.discarded,
+                pulls: worker.pulls,
+                staleness: worker.staleness.clone(),
+            }),
         }
     }
+}
+
+/// All shards together: they move the same bytes as one.
+fn server_summary(record: &Record) -> ServerSummary {
+    let workers = record.workers.iter();
+    let (received, sent) = workers.fold((0, 0), |(received, sent), worker| {
+        (received + worker.bytes_sent, sent + worker.bytes_received)
+    });
+    ServerSummary { rank: 0, host: "server".into(), bytes_sent: sent, bytes_received: received }
 }
 
 fn cluster_file(name: &str) -> Result<String> {

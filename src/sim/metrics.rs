@@ -124,13 +124,14 @@ impl Watch for Metrics {
             let local_steps: Vec<u64> = exchange.members.iter().map(|member| member.local_steps.0).collect();
             self.reporter.show(&Line {
                 elapsed: seconds,
-                round: exchange.exchange,
+                what: "round",
+                number: exchange.exchange,
                 loss: loss / samples.max(1) as f64,
                 accuracy: self.accuracy,
                 global_samples: exchange.global_samples,
-                local_steps: &local_steps,
-                wait_share: self.wait_seconds / seconds.max(1e-9),
-                exchange_seconds: exchange.exchange_seconds,
+                counts: ("steps", &local_steps),
+                wait_share: Some(self.wait_seconds / seconds.max(1e-9)),
+                exchange_seconds: Some(exchange.exchange_seconds),
             });
         }
         Ok(())

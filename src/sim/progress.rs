@@ -36,7 +36,7 @@ impl Progress {
     /// The loss of these parameters, for a server that asks.
     pub(super) fn loss(&mut self, parameters: &[f32]) -> Result<f64> {
         self.evaluator.parameters().copy_from_slice(parameters);
-        Ok(self.evaluator.evaluate(0, 1)?.loss())
+        Ok(self.evaluator.held_out()?.loss())
     }
 
     /// Measures these parameters.

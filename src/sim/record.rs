@@ -18,6 +18,8 @@ pub struct WorkerRecord {
     pub exchanges: u64,
     /// Pushes.
     pub pushes: u64,
+    /// Of them, those that the server threw away.
+    pub discarded: u64,
     /// Times that it put a server's parameters in place.
     pub pulls: u64,
     /// Bytes of exchanges and pushes.

@@ -134,7 +134,10 @@ impl Simulation {
         let worker = &mut self.workers[from];
         worker.pushed.staleness = Some(staleness);
         match rule {
-            PushRule::Discard => service.discarded += 1,
+            PushRule::Discard => {
+                service.discarded += 1;
+                worker.record.discarded += 1;
+            }
             _ => *worker.record.staleness.entry(staleness).or_insert(0) += 1,
         }
         Ok(())

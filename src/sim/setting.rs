@@ -62,7 +62,13 @@ impl Setting {
     #[cfg(feature = "torch")]
     fn of_network(config: &Config, size: usize) -> Result<Setting> {
         let dataset = std::sync::Arc::new(crate::data::load(&config.dataset, config.data_dir.as_deref())?);
-        let shards = crate::data::partition(&dataset.train.labels, config.split, size, config.seed)?;
+        let mode = crate::policy::Mode::by_name(&config.mode)?;
+        let mut shards = crate::data::partition(&dataset.train.labels, config.split, size, config.seed)?;
+        let mut held_out = crate::train::set_aside(&mut shards, mode);
+        held_out.push(match mode.scheme {
+            crate::policy::Scheme::Server => crate::train::server_samples(&shards, &held_out),
+            _ => Vec::new(),
+        });
         Ok(Setting {
             shard_samples: shards.iter().map(|shard| shard.len() as u64).collect(),
             training_samples: dataset.train.len(),
@@ -70,11 +76,11 @@ impl Setting {
             network: config.network.clone(),
             dataset: config.dataset.clone(),
             description: dataset.description.clone(),
-            learners: Learners::Torch { dataset, shards },
+            learners: Learners::Torch { dataset, shards, held_out },
         })
     }
 
-    /// A worker's learner.
+    /// A worker's learner, or, for the rank after the last, one to measure parameters with.
     pub(super) fn learner(&self, config: &Config, rank: Rank) -> Result<Box<dyn Learner>> {
         let (learning_rate, momentum) = (config.learning_rate, config.momentum);
         let (batch_size, weight_decay, seed) = (config.batch_size, config.weight_decay, config.seed);
@@ -86,10 +92,12 @@ impl Setting {
                 Ok(Box::new(Quadratic::new(options)?))
             }
             #[cfg(feature = "torch")]
-            Learners::Torch { dataset, shards } => {
-                let shard = shards.get(rank).cloned().ok_or_else(|| {
-                    Error::Internal(format!("there are shards for {} ranks, not for {rank}", shards.len()))
-                })?;
+            Learners::Torch { dataset, shards, held_out } => {
+                let Some(set_aside) = held_out.get(rank) else {
+                    return Err(Error::Internal(format!("there is no worker {rank}")));
+                };
+                // Who only measures never steps.
+                let shard = shards.get(rank).unwrap_or(&shards[0]).clone();
                 let options = crate::learner::TorchOptions {
                     batch_size,
                     learning_rate,
@@ -100,7 +108,7 @@ impl Setting {
                 };
                 let learner =
                     crate::learner::TorchLearner::new(&config.network, dataset.clone(), shard, options)?;
-                Ok(Box::new(learner))
+                Ok(Box::new(learner.with_held_out(set_aside)?))
             }
         }
     }

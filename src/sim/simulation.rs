@@ -88,7 +88,7 @@ pub struct Simulation {
 
 impl Simulation {
     /// A simulation of the mode that the options name. `learner` makes a worker's learner; it is called for every rank, and
-    /// once more for rank 0, for measurements.
+    /// once more with the number of ranks, for one that measures parameters.
     ///
     /// # Errors
     /// `Usage` for options that do not fit; those of `learner`.
@@ -154,7 +154,7 @@ impl Simulation {
         Ok(Simulation {
             network: Network::new(&cluster, &options.collective, options.servers, options.wire)?,
             wire: Wire::new(options.wire),
-            progress: Progress::new(options.limits.clone(), learner(0)?),
+            progress: Progress::new(options.limits.clone(), learner(size)?),
             scheme,
             job,
             workers,
@@ -492,19 +492,18 @@ impl Simulation {
     }
 
     fn evaluation_done(&mut self, rank: Rank, watch: &mut dyn Watch) -> Result<()> {
-        let size = self.workers.len();
         let worker = &mut self.workers[rank];
         let Doing::Evaluate { began } = worker.doing else {
             return Err(Error::Internal("an evaluation ended that had not begun".into()));
         };
         worker.record.evaluate_seconds += seconds(self.now - began);
-        let score = worker.learner.evaluate(rank, size)?;
+        let score = worker.learner.held_out()?;
         let (loss, accuracy) = (score.loss(), score.accuracy());
         self.drive(rank, WorkerEvent::Evaluated { loss, accuracy }, watch)
     }
 
     fn set_batch(&mut self, rank: Rank, batch_size: usize, data_budget: Option<usize>) -> Result<()> {
-        let _ = data_budget;
+        self.workers[rank].learner.set_batch(batch_size, data_budget)?;
         self.workers[rank].batch_factor = batch_size as f64 / self.job.batch_size as f64;
         Ok(())
     }
@@ -575,5 +574,6 @@ fn store(options: &SimOptions, workers: &mut [Worker]) -> Result<Store> {
     let trainable = learner.layout().trainable;
     let store = Store::new(learner.parameters(), trainable, size)?;
     // Only its rule needs a copy of the parameters for every worker.
-    Ok(if options.mode == "dc-asgd" { store.with_backups() } else { store })
+    let needs_backups = Mode::by_name(&options.mode).is_ok_and(Mode::needs_backups);
+    Ok(if needs_backups { store.with_backups() } else { store })
 }

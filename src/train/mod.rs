@@ -26,6 +26,8 @@ pub use launch::{first_failure, run_ranks};
 pub use metrics::Metrics;
 #[cfg(feature = "torch")]
 pub use run::{Outcome, train};
+#[cfg(feature = "torch")]
+pub(crate) use run::{server_samples, set_aside};
 pub use summary::{ServerSummary, StoppedBy, Summary, WorkerSummary};
 #[cfg(feature = "torch")]
 pub use watcher::Signals;

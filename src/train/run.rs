@@ -214,7 +214,7 @@ const SERVER_SAMPLES: usize = 512;
 
 /// Takes each worker's held-out samples out of its shard, if the mode measures on them. Evenly over the shard, whose samples
 /// may lie in the order of their classes.
-fn set_aside(shards: &mut [Vec<u32>], mode: Mode) -> Vec<Vec<u32>> {
+pub(crate) fn set_aside(shards: &mut [Vec<u32>], mode: Mode) -> Vec<Vec<u32>> {
     let mut all = Vec::new();
     for shard in shards {
         let mut held_out = Vec::new();
@@ -237,7 +237,7 @@ fn spread(samples: &[u32], count: usize) -> Vec<u32> {
 }
 
 /// What the parameter server measures losses on: some of what the workers have set aside, or of what they train on.
-fn server_samples(shards: &[Vec<u32>], held_out: &[Vec<u32>]) -> Vec<u32> {
+pub(crate) fn server_samples(shards: &[Vec<u32>], held_out: &[Vec<u32>]) -> Vec<u32> {
     let aside = held_out.concat();
     let samples = if aside.is_empty() { shards.concat() } else { aside };
     spread(&samples, SERVER_SAMPLES)
