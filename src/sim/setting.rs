@@ -32,6 +32,8 @@ enum Learners {
     Torch {
         dataset: std::sync::Arc<crate::data::Dataset>,
         shards: Vec<Vec<u32>>,
+        /// What each worker, and last the server, measures parameters on.
+        held_out: Vec<Vec<u32>>,
     },
 }
 
