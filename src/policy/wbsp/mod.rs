@@ -40,6 +40,11 @@ pub enum WbspReason {
     PushWhatIsNew,
     /// The push is on its way.
     PushTravels,
+    /// The push has been on its way for as many steps as one may hide.
+    TooFarAhead {
+        /// How many.
+        local_steps: u64,
+    },
     /// A push waits in the buffer.
     Buffered {
         /// Who has not pushed since the last publication (the first of them).
@@ -76,6 +81,9 @@ impl fmt::Display for WbspReason {
                 write!(f, "the last push has arrived, and there are new steps to push")
             }
             WbspReason::PushTravels => write!(f, "the push travels while the next step runs"),
+            WbspReason::TooFarAhead { local_steps } => {
+                write!(f, "the push has travelled for {local_steps} steps, and more would be training alone")
+            }
             WbspReason::Buffered { awaited } => {
                 write!(f, "kept in the buffer until every worker has pushed; rank {awaited} has not")
             }

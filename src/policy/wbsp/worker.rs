@@ -50,7 +50,11 @@ impl WorkerPolicy for WbspWorker {
     }
 }
 
-/// Steps without a pause, while at most one push travels.
+/// So many steps may be taken while one push travels. Where a step is long beside a transfer, as the paper has it, one is
+/// enough to hide it. Where steps are shorter, workers that never waited would train alone and hardly ever push.
+const MOST_STEPS_AHEAD: u64 = 4;
+
+/// Steps without a pause, while at most one push travels; a push that travels for longer than four steps is waited for.
 ///
 /// ```
 /// use esync::policy::wbsp::WbspOverlapWorker;
@@ -69,12 +73,13 @@ impl WorkerPolicy for WbspWorker {
 #[derive(Debug, Clone, Copy, Default)]
 pub struct WbspOverlapWorker {
     push_travels: bool,
+    steps_ahead: u64,
 }
 
 impl WbspOverlapWorker {
     /// There is always a step to push: the one that was just taken.
     fn push(&mut self, reason: WbspReason) -> (Action, Reason) {
-        self.push_travels = true;
+        (self.push_travels, self.steps_ahead) = (true, 0);
         (Action::BeginPush { payload: Payload::Delta, fragment: Fragment::Whole }, why(reason))
     }
 }
@@ -88,7 +93,11 @@ impl WorkerPolicy for WbspOverlapWorker {
         match event {
             WorkerEvent::Started { .. } => (STEP, Reason::Started),
             WorkerEvent::Stepped { .. } if self.push_travels => {
-                (Action::FinishPush { wait: false }, why(WbspReason::PushTravels))
+                self.steps_ahead += 1;
+                let (local_steps, wait) = (self.steps_ahead, self.steps_ahead >= MOST_STEPS_AHEAD);
+                let reason =
+                    if wait { WbspReason::TooFarAhead { local_steps } } else { WbspReason::PushTravels };
+                (Action::FinishPush { wait }, why(reason))
             }
             WorkerEvent::Stepped { .. } => self.push(WbspReason::EveryStepIsPushed),
             WorkerEvent::PushBegun | WorkerEvent::NotYet => (STEP, why(WbspReason::PushTravels)),
@@ -128,6 +137,22 @@ mod tests {
         assert!(matches!(policy.next(WorkerEvent::NotYet), (Action::Stop, Reason::Unexpected { .. })));
     }
 
+    #[test]
+    fn a_push_that_travels_for_long_is_waited_for() {
+        let mut policy = WbspOverlapWorker::default();
+        policy.next(WorkerEvent::Started { rank: 0, step_seconds: [1.0].into() });
+        assert!(matches!(policy.next(stepped()).0, Action::BeginPush { .. }));
+        policy.next(WorkerEvent::PushBegun);
+        for ahead in 1..MOST_STEPS_AHEAD {
+            assert_eq!(policy.next(stepped()).0, Action::FinishPush { wait: false }, "{ahead} steps ahead");
+            policy.next(WorkerEvent::NotYet);
+        }
+        let (action, reason) = policy.next(stepped());
+        assert_eq!(action, Action::FinishPush { wait: true });
+        assert!(reason.to_string().starts_with("the push has travelled for 4 steps"), "{reason}");
+        assert!(matches!(policy.next(WorkerEvent::Replied(Reply::Continue)).0, Action::BeginPush { .. }));
+    }
+
     /// The driver's part in miniature: every step adds 1, the answers to pushes come `delay` steps late.
     #[test]
     fn no_step_is_lost_and_no_push_is_empty_while_pushes_travel() {
@@ -152,8 +177,8 @@ mod tests {
                     WorkerEvent::PushBegun
                 }
                 Action::FinishPush { wait: false } if steps < answered_at => WorkerEvent::NotYet,
-                Action::FinishPush { wait: false } if steps % 3 == 0 => WorkerEvent::Replied(Reply::Continue),
-                Action::FinishPush { wait: false } => WorkerEvent::Replied(Reply::Pull),
+                Action::FinishPush { .. } if steps % 3 == 0 => WorkerEvent::Replied(Reply::Continue),
+                Action::FinishPush { .. } => WorkerEvent::Replied(Reply::Pull),
                 Action::Pull { install } => {
                     let requested = replica.request();
                     replica.install(requested, &mut parameters, &published, install).unwrap();
