@@ -69,10 +69,6 @@ pub fn train(config: &Config, transport: Arc<dyn Transport>, signals: &Signals) 
     let memory = Memory::Shared(&communicator);
     let mut learner = blueprint.learner(memory, shards[own].clone(), &held_out[own], own)?;
 
-    let out = prepare_out(config, &mut communicator)?;
-    let is_local = communicator.transport().peer(rank).host == communicator.transport().peer(0).host;
-    let metrics = Metrics::open(&out.join("metrics.jsonl"), rank, is_local)?;
-
     let step_seconds = warm_up(config, &mut *learner, &mut communicator)?;
     let mut notice = None;
     let mut state_server = None;
@@ -104,7 +100,6 @@ pub fn train(config: &Config, transport: Arc<dyn Transport>, signals: &Signals) 
             dataset,
             communicator,
             learner,
-            metrics,
             signals,
             limits,
             rates,
@@ -112,7 +107,6 @@ pub fn train(config: &Config, transport: Arc<dyn Transport>, signals: &Signals) 
             policy,
             mode,
             threads,
-            out,
         };
         return served::train(setup, blueprint, server_data);
     }
@@ -127,6 +121,7 @@ pub fn train(config: &Config, transport: Arc<dyn Transport>, signals: &Signals) 
     let mut worker =
         Worker::new(mode.worker(&policy, &job, rank)?, communicator, state_server, options, &mut learner)?;
 
+    let (out, metrics) = prepare_out(config, worker.communicator())?;
     let reporter = Reporter::new(config.progress, config.report_every.0, rank == 0, limits.samples);
     let mut watcher = Watcher::new(limits, metrics, reporter, signals.clone(), config.mode == "local");
     if rank == 0 {
@@ -161,7 +156,6 @@ pub(super) struct Setup<'a> {
     pub(super) dataset: Arc<Dataset>,
     pub(super) communicator: Communicator,
     pub(super) learner: Box<dyn Learner>,
-    pub(super) metrics: Metrics,
     pub(super) signals: &'a Signals,
     pub(super) limits: Arc<Limits>,
     pub(super) rates: Option<LearningRate>,
@@ -169,7 +163,6 @@ pub(super) struct Setup<'a> {
     pub(super) policy: PolicyOptions,
     pub(super) mode: Mode,
     pub(super) threads: usize,
-    pub(super) out: PathBuf,
 }
 
 /// Makes learners: this rank's, and those of a parameter server.
@@ -537,9 +530,9 @@ fn agree(communicator: &mut Communicator, own: Result<()>) -> Result<()> {
     }
 }
 
-/// Rank 0 makes the directory of the results, and writes `config.toml` into it.
-fn prepare_out(config: &Config, communicator: &mut Communicator) -> Result<PathBuf> {
-    // Everybody has data and a model by now: a rank that has not leaves no empty directory behind.
+/// Rank 0 makes the directory of the results, and writes `config.toml` into it; every rank opens the metrics there.
+pub(super) fn prepare_out(config: &Config, communicator: &mut Communicator) -> Result<(PathBuf, Metrics)> {
+    // Everybody has data, a model and a policy by now: what is refused leaves no empty directory behind.
     communicator.barrier()?;
     let mut made = Ok(PathBuf::new());
     if communicator.rank() == 0 {
@@ -548,7 +541,11 @@ fn prepare_out(config: &Config, communicator: &mut Communicator) -> Result<PathB
     let path = made.as_ref().map(|path| path.to_string_lossy().into_owned()).unwrap_or_default();
     let path = communicator.gather_bytes(path.as_bytes())?.swap_remove(0);
     agree(communicator, made.map(drop))?;
-    Ok(PathBuf::from(String::from_utf8_lossy(&path).into_owned()))
+    let out = PathBuf::from(String::from_utf8_lossy(&path).into_owned());
+    let (rank, transport) = (communicator.rank(), communicator.transport());
+    let is_local = transport.peer(rank).host == transport.peer(0).host;
+    let metrics = Metrics::open(&out.join("metrics.jsonl"), rank, is_local)?;
+    Ok((out, metrics))
 }
 
 fn make_out(config: &Config) -> Result<PathBuf> {

@@ -1,7 +1,9 @@
 //! One rank's run at a parameter server.
 
 use super::report::Reporter;
-use super::run::{Blueprint, End, Outcome, ServedEnd, Setup, conclude, print_first_lines, run_steps};
+use super::run::{
+    Blueprint, End, Outcome, ServedEnd, Setup, conclude, prepare_out, print_first_lines, run_steps,
+};
 use super::supervisor::{MakeLearner, Supervisor, Verdict};
 use super::watcher::Watcher;
 use crate::error::{Error, Result};
@@ -22,6 +24,7 @@ pub(super) fn train(mut setup: Setup<'_>, blueprint: Blueprint, server_samples: 
     })?;
     let policy = setup.mode.worker(&setup.policy, &setup.job, rank.min(workers - 1))?;
 
+    let (out, metrics) = prepare_out(setup.config, &mut setup.communicator)?;
     setup.communicator.broadcast(setup.learner.parameters(), 0)?;
     let parameters = setup.learner.parameters().to_vec();
     let trainable = setup.learner.layout().trainable;
@@ -33,7 +36,7 @@ pub(super) fn train(mut setup: Setup<'_>, blueprint: Blueprint, server_samples: 
             set_threads(threads);
             blueprint.learner(Memory::Private, server_samples.clone(), &server_samples, 0)
         });
-        let (limits, metrics) = (setup.limits.clone(), setup.metrics.clone());
+        let (limits, metrics) = (setup.limits.clone(), metrics.clone());
         let (progress, every, budget) = (config.progress, config.report_every.0, setup.limits.samples);
         let overseer = move |handle| -> Result<Box<dyn crate::runtime::server::Overseer>> {
             let reporter = Reporter::new(progress, every, true, budget);
@@ -47,15 +50,14 @@ pub(super) fn train(mut setup: Setup<'_>, blueprint: Blueprint, server_samples: 
 
     let reporter = Reporter::new(config.progress, config.report_every.0, false, None);
     let handle = service.as_ref().map(Service::handle);
-    let mut watcher =
-        Watcher::new(setup.limits.clone(), setup.metrics, reporter, setup.signals.clone(), false)
-            .beside(handle.clone());
+    let mut watcher = Watcher::new(setup.limits.clone(), metrics, reporter, setup.signals.clone(), false)
+        .beside(handle.clone());
     if rank == 0 {
         let plural = if options.servers == 1 { "" } else { "s" };
         let server = format!("{} {} parameter server{plural}", options.servers, options.placement);
-        let (dataset, out) = (&setup.dataset, &setup.out);
+        let dataset = &setup.dataset;
         let mode = setup.mode.name;
-        print_first_lines(config, &setup.communicator, mode, Some(server), dataset, setup.threads, out);
+        print_first_lines(config, &setup.communicator, mode, Some(server), dataset, setup.threads, &out);
     }
 
     let mut learner = setup.learner;
@@ -107,7 +109,7 @@ pub(super) fn train(mut setup: Setup<'_>, blueprint: Blueprint, server_samples: 
             totals,
             mode: setup.mode.name,
             state_server: None,
-            out: setup.out,
+            out,
             served: Some(ServedEnd { verdict, worker_bytes, service_bytes }),
         },
     )
