@@ -124,9 +124,13 @@ impl World {
             }
             Action::FinishPush { wait } => match worker.travelling.take().expect("a push travels") {
                 Some(reply) => WorkerEvent::Replied(reply),
+                // Taken: the verdict is answered like that of any push.
+                None if wait => {
+                    worker.state = State::Asked;
+                    return;
+                }
                 None => {
                     worker.travelling = Some(None);
-                    assert!(!wait, "no mode here waits");
                     WorkerEvent::NotYet
                 }
             },

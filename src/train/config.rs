@@ -477,7 +477,6 @@ mod tests {
         };
         check(Flags { learning_rate: Some(f64::NAN), ..Flags::default() }, "--learning-rate is NaN");
         check(Flags { momentum: Some(1.0), ..Flags::default() }, "--momentum is 1");
-        check(Flags { mode: Some("wbsp".into()), ..Flags::default() }, "needs a parameter server");
         check(Flags { batch_size: Some(0), ..Flags::default() }, "--batch-size is 0");
         check(Flags { servers: Some(2), ..Flags::default() }, "--collective parameter-server");
         check(
