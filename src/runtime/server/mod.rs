@@ -2,14 +2,14 @@
 //!
 //! A shard is one thread in its rank's process, reached by sockets, because a blocking read costs no core. It owns its part
 //! of the parameters in a [`Store`](crate::policy::Store), so that nothing is locked. Shard 0 is the *head*: it runs the
-//! [`Coordinator`], counts samples, and writes the log of commands (apply this push, send this moment's parameters to that
+//! [`Coordinator`](crate::policy::Coordinator), counts samples, and writes the log of commands (apply this push, send this moment's parameters to that
 //! worker) that every shard carries out in the same order. Hence:
 //!
 //! - every pull has the same version from all shards;
 //! - every push is applied once, on all shards or on none: the head decides on it when all its parts have arrived;
 //! - a slow worker holds up nobody: every connection has a queue, and threads that read and write it.
 //!
-//! A worker whose connection closes without a goodbye is lost; the [`Coordinator`] is told, and the others go on. A server
+//! A worker whose connection closes without a goodbye is lost; the [`Coordinator`](crate::policy::Coordinator) is told, and the others go on. A server
 //! that fails ends everybody's wait at once.
 //!
 //! ```
