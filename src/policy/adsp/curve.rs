@@ -33,7 +33,8 @@ pub enum Rejection {
         /// That loss.
         loss: f64,
     },
-    /// The loss does not fall.
+    /// The loss does not fall between most of the samples. A loss that falls in one step, because all commits come at once,
+    /// shows no rate either.
     NotFalling {
         /// The first loss.
         first: f64,

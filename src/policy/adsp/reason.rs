@@ -81,7 +81,10 @@ impl fmt::Display for Rejection {
             Rejection::TooFew { samples } => write!(f, "it has only {samples} samples"),
             Rejection::Diverged { loss } => write!(f, "its loss went to {loss:.4}"),
             Rejection::NotFalling { first, last } => {
-                write!(f, "its loss does not fall: {first:.4} at first, {last:.4} at last")
+                write!(
+                    f,
+                    "its loss does not fall between most of its samples: {first:.4} at first, {last:.4} at last"
+                )
             }
         }
     }
