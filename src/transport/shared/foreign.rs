@@ -83,7 +83,7 @@ impl Domain {
     /// Copies `bytes` from `address` in the process of `rank`.
     ///
     /// # Errors
-    /// `PeerLost` if the process is gone, `Environment` if the kernel refuses.
+    /// `PeerLost` if the process or its buffer is gone, `Environment` if the kernel refuses.
     ///
     /// # Safety
     /// `into` must be valid for writes of `bytes` bytes. What lies at the address is the other rank's affair: nonsense is
@@ -101,12 +101,14 @@ impl Domain {
         // SAFETY: the caller's promise is passed on.
         unsafe { read_from(peer.pid, address, into, bytes) }.map_err(|error| {
             let operation = wait.operation.to_string();
-            if error.raw_os_error() == Some(libc::ESRCH) {
-                return Error::PeerLost {
-                    peer: peer.clone(),
-                    operation,
-                    what: "its process no longer exists".into(),
-                };
+            let lost = match error.raw_os_error() {
+                Some(libc::ESRCH) => Some("its process no longer exists"),
+                // A rank keeps its buffer until all have read it, unless it has given up.
+                Some(libc::EFAULT) => Some("it gave up the operation, and its buffer is gone"),
+                _ => None,
+            };
+            if let Some(what) = lost {
+                return Error::PeerLost { peer: peer.clone(), operation, what: what.into() };
             }
             Error::Environment(format!(
                 "{operation}: rank {} could not read {bytes} bytes of the memory of {peer}: {error}; allocate \
