@@ -49,7 +49,7 @@ const EVALUATION_SHARE: f64 = 1.0 / 3.0;
 ///
 /// let mut options = SimOptions::new("esync");
 /// options.limits.rounds = Some(2);
-/// let sgd = SgdOptions { learning_rate: 0.05, ..SgdOptions::default() };
+/// let sgd = SgdOptions { learning_rate: 0.05, momentum: 0.0, weight_decay: 0.0 };
 /// let learner = |rank| {
 ///     let options = QuadraticOptions { dimension: 8, statistics: 0, seed: 1, rank, batch_size: 32, noise: 0.1, sgd };
 ///     Ok(Box::new(Quadratic::new(options)?) as Box<dyn esync::learner::Learner>)
