@@ -4,6 +4,7 @@
 // A translation unit is: this header (by -include), the kernels, and for each kernel a line SHIM_ENTRY(name), which makes
 //
 //     extern "C" void launch_<name>(void **arguments, const unsigned *geometry, unsigned long long first, unsigned long long blocks)
+//     extern "C" const unsigned *parameters_<name>;  // how many parameters there are, then how many bytes each takes
 //
 // where `arguments` are what cuLaunchKernel is given, `geometry` is the grid's x, y, z and the block's x, y, z, and only the
 // `blocks` blocks from `first` on are run (the last ones of a long grid, say). Blocks run one after the other, on the
@@ -161,6 +162,11 @@ inline void barrier() {
 }
 #endif
 
+template <class Kernel> struct Parameters;
+template <class... Types> struct Parameters<void (*)(Types...)> {
+    static constexpr unsigned BYTES[] = {sizeof...(Types), sizeof(Types)...};
+};
+
 template <class... Types, std::size_t... Places>
 inline void call(void (*kernel)(Types...), void **arguments, std::index_sequence<Places...>) {
     kernel(*static_cast<std::remove_cv_t<Types> *>(arguments[Places])...);
@@ -194,4 +200,6 @@ inline void __syncthreads() { shim::barrier(); }
     extern "C" __attribute__((visibility("default"))) void launch_##name(                                                  \
         void **arguments, const unsigned *geometry, unsigned long long first, unsigned long long blocks) {                 \
         shim::launch(name, arguments, geometry, first, blocks);                                                            \
-    }
+    }                                                                                                                      \
+    extern "C" __attribute__((visibility("default"))) const unsigned *const parameters_##name;                             \
+    const unsigned *const parameters_##name = shim::Parameters<decltype(&name)>::BYTES;
