@@ -26,13 +26,14 @@ pub fn text() -> String {
         ("instructions", instructions()),
         ("feature mpi", mpi_version()),
         ("feature torch", yes(cfg!(feature = "torch"))),
+        ("feature cuda", yes(cfg!(feature = "cuda"))),
         ("launcher", launcher),
         ("shared memory", shared_memory()),
         ("copy between processes", copy_between_processes()),
         ("measured clusters", cache.unwrap_or_else(|| "no cache folder: HOME is not set".into())),
     ];
     let mut out = format!("esync {}\n", env!("CARGO_PKG_VERSION"));
-    for (name, value) in rows {
+    for (name, value) in rows.into_iter().chain(cuda()) {
         // Writing to a string cannot fail.
         let _ = writeln!(out, "{name:<24}{value}");
     }
@@ -49,6 +50,41 @@ fn mpi_version() -> String {
 #[cfg(not(feature = "mpi"))]
 fn mpi_version() -> String {
     "no".into()
+}
+
+/// Each part of CUDA, or what is wrong with it; the GPUs, if there are any.
+#[cfg(feature = "cuda")]
+fn cuda() -> Vec<(&'static str, String)> {
+    use crate::device::{Gpu, parts};
+    let part =
+        |found: crate::Result<parts::Part>| found.map_or_else(|error| error.to_string(), |p| p.to_string());
+    let driver = parts::driver().map(|driver| format!("for CUDA {driver}"));
+    let mut rows = vec![
+        ("CUDA driver", driver.unwrap_or_else(|error| error.to_string())),
+        ("NVRTC", part(parts::nvrtc())),
+        ("NCCL", part(parts::nccl())),
+    ];
+    let describe = |gpu: &Gpu| {
+        let ((major, minor), gib) =
+            (gpu.compute_capability(), gpu.memory_bytes() as f64 / (1u64 << 30) as f64);
+        format!("cuda:{}, {}, sm_{major}{minor}, {gib:.1} GiB", gpu.ordinal(), gpu.name())
+    };
+    match parts::device_count() {
+        Ok(count) => {
+            let open =
+                |ordinal| Gpu::open(ordinal).map_or_else(|error| error.to_string(), |gpu| describe(&gpu));
+            rows.extend((0..count).map(|ordinal| ("GPU", open(ordinal))));
+        }
+        // What is missing is said above.
+        Err(_) if parts::driver().is_err() => {}
+        Err(error) => rows.push(("GPU", error.to_string())),
+    }
+    rows
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda() -> Vec<(&'static str, String)> {
+    Vec::new()
 }
 
 fn memory() -> String {

@@ -18,6 +18,7 @@ pub mod buffer;
 pub mod cluster;
 pub mod collective;
 pub mod data;
+pub mod device;
 mod error;
 mod files;
 pub mod info;
