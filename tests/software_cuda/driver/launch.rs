@@ -1,0 +1,91 @@
+//! Launches: what the caller's pointers point to is taken at the call, the kernel runs when the stream comes to it.
+
+use super::modules::FUNCTIONS;
+use super::unsupported;
+use crate::api::{CUresult, Outcome, code, complain};
+use crate::device;
+use crate::memory;
+use crate::module::Function;
+use crate::stream::stream_of;
+use cudarc::driver::sys::{CUfunction, CUstream};
+use std::ffi::{c_uint, c_void};
+
+#[unsafe(no_mangle)]
+extern "C" fn cuLaunchKernel(
+    function: CUfunction,
+    grid_x: c_uint,
+    grid_y: c_uint,
+    grid_z: c_uint,
+    block_x: c_uint,
+    block_y: c_uint,
+    block_z: c_uint,
+    shared_bytes: c_uint,
+    stream: CUstream,
+    parameters: *mut *mut c_void,
+    extra: *mut *mut c_void,
+) -> CUresult {
+    code(|| {
+        let (grid, block) = ([grid_x, grid_y, grid_z], [block_x, block_y, block_z]);
+        let function = FUNCTIONS.get(function).ok_or(CUresult::CUDA_ERROR_INVALID_HANDLE)?;
+        let stream = stream_of(stream)?;
+        stream.device.check()?;
+        if !extra.is_null() {
+            return unsupported(format_args!("the parameter `extra` of cuLaunchKernel"));
+        }
+        if shared_bytes > 0 {
+            return unsupported(format_args!(
+                "dynamic shared memory ({} wants {shared_bytes} bytes)",
+                function.name
+            ));
+        }
+        check_geometry(function.name, grid, block)?;
+        let mut values = Values::read(&function, parameters)?;
+        let device = stream.device;
+        stream.submit(function.name, move || {
+            if device.check().is_ok() {
+                let geometry = [grid, block].concat();
+                // SAFETY: `shim.h` unpacks as many values, of these sizes, as were read.
+                unsafe { (function.launch)(values.pointers().as_mut_ptr(), geometry.as_ptr(), 0, u64::MAX) };
+            }
+        });
+        Ok(())
+    })
+}
+
+fn check_geometry(name: &str, grid: [u32; 3], block: [u32; 3]) -> Outcome {
+    let threads: u64 = block.iter().map(|&size| u64::from(size)).product();
+    let fits = grid[0] <= i32::MAX as u32 && grid[1] <= 65535 && grid[2] <= 65535 && block[2] <= 64;
+    if grid.contains(&0) || threads == 0 || threads > u64::from(device::MOST_THREADS_PER_BLOCK) || !fits {
+        complain!("{name}: a grid of {grid:?} blocks of {block:?} threads is not possible");
+        return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
+    }
+    Ok(())
+}
+
+/// The values of a kernel's parameters. Device pointers in them are those of the storage, which kernels can use.
+struct Values(Vec<Vec<u64>>);
+
+impl Values {
+    fn read(function: &Function, parameters: *mut *mut c_void) -> Outcome<Self> {
+        if parameters.is_null() && !function.parameter_bytes.is_empty() {
+            return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
+        }
+        let read = |(index, &bytes): (usize, &usize)| {
+            let mut words = vec![0_u64; bytes.div_ceil(8)];
+            // SAFETY: the caller gives a pointer to each parameter's value, and sizes are those of the kernel.
+            unsafe {
+                let value = parameters.add(index).read().cast::<u8>();
+                value.copy_to_nonoverlapping(words.as_mut_ptr().cast(), bytes);
+            }
+            for word in words.iter_mut().filter(|word| memory::is_device_pointer(**word)) {
+                *word = memory::storage_of(*word);
+            }
+            words
+        };
+        Ok(Self(function.parameter_bytes.iter().enumerate().map(read).collect()))
+    }
+
+    fn pointers(&mut self) -> Vec<*mut c_void> {
+        self.0.iter_mut().map(|words| words.as_mut_ptr().cast()).collect()
+    }
+}
