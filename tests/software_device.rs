@@ -8,5 +8,7 @@ mod kernels;
 mod nccl;
 #[path = "common/process.rs"]
 mod process;
+#[path = "software_device/programs.rs"]
+mod programs;
 #[path = "common/software_device.rs"]
 mod software_device;

@@ -82,7 +82,11 @@ impl SoftwareDevice {
             path.push(":");
             path.push(rest);
         }
-        command.env("LD_LIBRARY_PATH", path).envs(self.settings.iter().map(|(name, value)| (name, value)))
+        // What is compiled for this device must not be kept beside what was compiled for a GPU.
+        command.env("LD_LIBRARY_PATH", path).env("XDG_CACHE_HOME", self.folder.path().join("cache"));
+        command
+            .env_remove("CUDA_VISIBLE_DEVICES")
+            .envs(self.settings.iter().map(|(name, value)| (name, value)))
     }
 
     /// Runs the test `name` of this program again, in a process of its own with the software device, where `body` runs.

@@ -19,6 +19,8 @@ pub(crate) const SHARED_BYTES_PER_BLOCK: u32 = 48 << 10;
 #[derive(Debug)]
 pub(crate) struct Device {
     pub(crate) ordinal: usize,
+    /// Its number on the host.
+    pub(crate) host_ordinal: usize,
     context: Mutex<Context>,
     order: Mutex<()>,
     /// The code of an error that makes the context unusable; 0: none.
@@ -36,13 +38,14 @@ struct Context {
 pub(crate) fn devices() -> &'static [Device] {
     static DEVICES: OnceLock<Vec<Device>> = OnceLock::new();
     DEVICES.get_or_init(|| {
-        let device = |ordinal| Device {
+        let device = |(ordinal, &host_ordinal)| Device {
             ordinal,
+            host_ordinal,
             context: Mutex::default(),
             order: Mutex::default(),
             broken: AtomicU32::new(0),
         };
-        (0..settings().devices).map(device).collect()
+        settings().devices.iter().enumerate().map(device).collect()
     })
 }
 
@@ -103,7 +106,7 @@ impl Device {
     /// The same on every process of this host, so that ranks can tell whether they share it.
     pub(crate) fn uuid(&self) -> [u8; 16] {
         let mut uuid = *b"software-device\0";
-        uuid[15] = self.ordinal as u8;
+        uuid[15] = self.host_ordinal as u8;
         uuid
     }
 

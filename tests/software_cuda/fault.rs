@@ -1,4 +1,4 @@
-//! Says what happened when a thread touches memory that it must not touch, and then lets the program end.
+//! Says what happened when a thread does what ends a program or a kernel, and then lets the program end.
 
 use crate::memory;
 use std::cell::Cell;
@@ -15,7 +15,7 @@ pub(crate) fn note(operation: &'static str) {
     RUNNING.set(operation);
 }
 
-/// Explains segmentation faults in the device's ranges of addresses from now on.
+/// Explains segmentation faults, and the illegal instructions that the compiler puts into kernels' wrong turns, from now on.
 pub(crate) fn install() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -25,12 +25,14 @@ pub(crate) fn install() {
             action.sa_sigaction = handle as *const () as usize;
             // On the alternative stack, which Rust's threads have.
             action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_RESETHAND;
-            libc::sigaction(libc::SIGSEGV, &action, std::ptr::null_mut());
+            for signal in [libc::SIGSEGV, libc::SIGILL] {
+                libc::sigaction(signal, &action, std::ptr::null_mut());
+            }
         }
     });
 }
 
-extern "C" fn handle(_: i32, information: *mut libc::siginfo_t, _: *mut libc::c_void) {
+extern "C" fn handle(signal: i32, information: *mut libc::siginfo_t, _: *mut libc::c_void) {
     // SAFETY: the kernel fills it in for this signal.
     let address = unsafe { (*information).si_addr() } as u64;
     let running = RUNNING.get();
@@ -39,7 +41,13 @@ extern "C" fn handle(_: i32, information: *mut libc::siginfo_t, _: *mut libc::c_
     let mut text = [0_u8; 400];
     let capacity = text.len();
     let mut rest = &mut text[..];
-    let _ = if pointers.contains(&address) && running.is_empty() {
+    let _ = if signal == libc::SIGILL {
+        writeln!(
+            rest,
+            "software device: {running}: an access that is not aligned to its size, an index outside of an array, a shift by too \
+             many bits or a division by zero"
+        )
+    } else if pointers.contains(&address) && running.is_empty() {
         writeln!(rest, "software device: host code touched the device pointer {address:#x}")
     } else if pointers.contains(&address) {
         writeln!(

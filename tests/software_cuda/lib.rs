@@ -12,7 +12,8 @@
 //! - **Memory.** A device pointer is a number that the host cannot read; fresh memory is poison; every copy is checked
 //!   against what is allocated at the call and again when it runs; a kernel that leaves its buffers ends the program, and
 //!   bytes written behind a buffer are found when it is freed. Addresses are not used twice.
-//! - **Arithmetic.** NVRTC hands the kernels to the host's C++ compiler (`shim.h`), so our own sources run.
+//! - **Arithmetic.** NVRTC hands the kernels to the host's C++ compiler (`shim.h`), so our own sources run. Accesses that are
+//!   not aligned, which a GPU refuses, end the program.
 //! - **NCCL.** Ranks are threads or processes of one host, connected by sockets. Sends wait for their receives, operations
 //!   of a communicator run in their order, and what a rank does too little of makes the others wait for ever.
 //!
@@ -21,9 +22,12 @@
 //!
 //! A function that is not exported here makes `cudarc` panic with its name.
 //!
+//! `tests/software_cuda/run COMMAND…` runs a program on it.
+//!
 //! | variable | default | meaning |
 //! |---|---|---|
 //! | `SOFTWARE_CUDA_DEVICES` | 2 | how many devices there are |
+//! | `CUDA_VISIBLE_DEVICES` | all | which of them a process sees, by number |
 //! | `SOFTWARE_CUDA_MEMORY` | 64 GiB | bytes of each, not taken before they are used |
 //! | `SOFTWARE_CUDA_CAPABILITY` | 9.0 | compute capability |
 //! | `SOFTWARE_CUDA_DRIVER_VERSION` | 13.0 | the driver's version of CUDA |

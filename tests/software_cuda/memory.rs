@@ -65,7 +65,10 @@ impl Place {
 fn memory() -> MutexGuard<'static, Memory> {
     static MEMORY: OnceLock<Mutex<Memory>> = OnceLock::new();
     let memory = MEMORY.get_or_init(|| {
-        assert!(settings().devices as u64 <= MOST_DEVICES, "software device: at most {MOST_DEVICES} devices");
+        assert!(
+            settings().devices.len() as u64 <= MOST_DEVICES,
+            "software device: at most {MOST_DEVICES} devices"
+        );
         for start in [FIRST_POINTER, FIRST_POINTER + STORAGE_OFFSET] {
             map(start, POINTERS, libc::PROT_NONE, libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE, -1);
         }

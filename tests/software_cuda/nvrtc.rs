@@ -14,8 +14,9 @@ use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
 
 const SHIM: &str = include_str!("shim.h");
-/// Arithmetic as on the device: each operation rounds by itself, integers wrap.
-const FLAGS: [&str; 8] = [
+/// Arithmetic as on the device: each operation rounds by itself, integers wrap. What a GPU takes for an error (a 16-byte access
+/// to another address) or answers otherwise (a shift by 32) ends the program with an illegal instruction: see `fault.rs`.
+const FLAGS: [&str; 10] = [
     "-std=c++17",
     "-shared",
     "-fPIC",
@@ -24,6 +25,8 @@ const FLAGS: [&str; 8] = [
     "-fwrapv",
     "-fno-strict-aliasing",
     "-U_FORTIFY_SOURCE",
+    "-fsanitize=alignment,bounds,shift,null,integer-divide-by-zero",
+    "-fsanitize-undefined-trap-on-error",
 ];
 
 static PROGRAMS: Handles<Program> = Handles::new();

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 #[derive(Debug)]
 pub(crate) struct Settings {
-    pub(crate) devices: usize,
+    /// The devices that this process sees, by their numbers on the host.
+    pub(crate) devices: Vec<usize>,
     pub(crate) memory_bytes: usize,
     pub(crate) capability: Version,
     pub(crate) driver: Version,
@@ -45,7 +46,7 @@ pub(crate) struct Operation {
 pub(crate) fn settings() -> &'static Settings {
     static SETTINGS: OnceLock<Settings> = OnceLock::new();
     SETTINGS.get_or_init(|| Settings {
-        devices: variable("SOFTWARE_CUDA_DEVICES").unwrap_or(2),
+        devices: visible(variable("SOFTWARE_CUDA_DEVICES").unwrap_or(2)),
         memory_bytes: variable("SOFTWARE_CUDA_MEMORY").unwrap_or(64 << 30),
         capability: variable("SOFTWARE_CUDA_CAPABILITY").unwrap_or(version(9, 0, 0)),
         driver: variable("SOFTWARE_CUDA_DRIVER_VERSION").unwrap_or(version(13, 0, 0)),
@@ -57,6 +58,16 @@ pub(crate) fn settings() -> &'static Settings {
         nccl_error: variable("SOFTWARE_CUDA_NCCL_ERROR"),
         share_device: variable::<u32>("NCCL_MULTI_RANK_GPU_ENABLE") == Some(1),
     })
+}
+
+/// `CUDA_VISIBLE_DEVICES` chooses, as the real driver understands it: the first number that is none ends the list.
+fn visible(devices: usize) -> Vec<usize> {
+    match std::env::var("CUDA_VISIBLE_DEVICES") {
+        Err(_) => (0..devices).collect(),
+        Ok(list) => {
+            list.split(',').map_while(|it| it.trim().parse().ok().filter(|it| *it < devices)).collect()
+        }
+    }
 }
 
 pub(crate) const fn version(major: i32, minor: i32, patch: i32) -> Version {

@@ -46,6 +46,9 @@ extern "C" __global__ void place(int *x, int *y, int *z) {
 }
 
 extern "C" __global__ void write_at(int *into, long long at) { into[at] = 1; }
+
+struct alignas(16) Four { float lane[4]; };
+extern "C" __global__ void copy_four(const float *from, float *into) { *(Four *)into = *(const Four *)from; }
 "#;
 
 fn device() -> Option<SoftwareDevice> {
@@ -223,4 +226,38 @@ fn a_kernel_just_outside_of_its_buffer_is_noticed_at_the_free() {
     let finished = device.start(NAME);
     assert_eq!(finished.code, 128 + libc::SIGABRT, "{finished:?}");
     assert_eq!(finished.lines_with("something wrote behind the 16 bytes at 0x"), 1, "{finished:?}");
+}
+
+#[test]
+fn an_access_that_is_not_aligned_ends_the_program() {
+    const NAME: &str = "kernels::an_access_that_is_not_aligned_ends_the_program";
+    let Some(device) = device() else { return };
+    if is_inside() {
+        let context = CudaContext::new(0).unwrap();
+        let stream = context.new_stream().unwrap();
+        let (from, mut into) =
+            (stream.clone_htod(&[1.0_f32; 8]).unwrap(), stream.alloc_zeros::<f32>(8).unwrap());
+        let copy = kernel(&context, "copy_four");
+        for start in [4, 1] {
+            // SAFETY: the second time, it is meant to end the program.
+            unsafe {
+                let mut launch = stream.launch_builder(&copy);
+                launch.arg(&from.slice(start..)).arg(&mut into).launch(geometry(1, 1)).unwrap();
+            }
+            stream.synchronize().unwrap();
+            println!("done with {start}");
+        }
+        return;
+    }
+    let finished = device.start(NAME);
+    assert_eq!(finished.code, 128 + libc::SIGILL, "{finished:?}");
+    assert_eq!(
+        finished.lines_with("software device: copy_four: an access that is not aligned"),
+        1,
+        "{finished:?}"
+    );
+    assert!(
+        finished.lines_with("done with 4") == 1 && finished.lines_with("done with 1") == 0,
+        "{finished:?}"
+    );
 }

@@ -25,7 +25,7 @@ extern "C" fn cuDeviceGetName(name: *mut c_char, capacity: c_int, device: CUdevi
 
 #[unsafe(no_mangle)]
 extern "C" fn cuDeviceGetPCIBusId(name: *mut c_char, capacity: c_int, device: CUdevice) -> CUresult {
-    put_text(name, capacity, device, |device| format!("0000:{:02X}:00.0", device.ordinal + 1))
+    put_text(name, capacity, device, |device| format!("0000:{:02X}:00.0", device.host_ordinal + 1))
 }
 
 fn put_text(
@@ -69,7 +69,7 @@ extern "C" fn cuDeviceGetAttribute(
 ) -> CUresult {
     use CUdevice_attribute::*;
     code(|| {
-        let ordinal = device::device(device)?.ordinal as c_int;
+        let host_ordinal = device::device(device)?.host_ordinal as c_int;
         let capability = settings().capability;
         let answer = match attribute {
             CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR => capability.major,
@@ -93,7 +93,7 @@ extern "C" fn cuDeviceGetAttribute(
             | CU_DEVICE_ATTRIBUTE_MANAGED_MEMORY
             | CU_DEVICE_ATTRIBUTE_PCI_DOMAIN_ID
             | CU_DEVICE_ATTRIBUTE_PCI_DEVICE_ID => 0,
-            CU_DEVICE_ATTRIBUTE_PCI_BUS_ID => ordinal + 1,
+            CU_DEVICE_ATTRIBUTE_PCI_BUS_ID => host_ordinal + 1,
             CU_DEVICE_ATTRIBUTE_ASYNC_ENGINE_COUNT => 2,
             other => return unsupported(format_args!("{other:?}")),
         };
