@@ -4,8 +4,8 @@
 mod simulated;
 
 use esync::cluster::Link;
-use esync::policy::{Action, LocalSteps, Report, Update};
-use esync::sim::{Deaths, Pause, Record, SimCluster, SimOptions, WorkerBehaviour};
+use esync::policy::{Action, LocalSteps, Report, Scheme, Update, WorkerPolicy, ssp};
+use esync::sim::{Deaths, Pause, Record, SimCluster, SimOptions, Simulation, Unwatched, WorkerBehaviour};
 use esync::train::StoppedBy;
 use simulated::{BATCH_SIZE, DIMENSION, options, quadratic, simulate};
 
@@ -231,6 +231,22 @@ fn budgets_targets_and_measurements() {
     options.limits = esync::sim::Limits::default();
     let error = simulate(SimCluster::of_steps(&[1.0]), options).unwrap_err();
     assert!(error.exit_code() == 2 && error.to_string().contains("needs an end"), "{error}");
+}
+
+#[test]
+fn a_policy_that_needs_a_server_is_refused_without_one() {
+    let cluster = || SimCluster::of_steps(&[1.0, 1.0]);
+    let options = || options("ssp", 4);
+    let run = |scheme| {
+        let policies = (0..2).map(|_| Box::new(ssp::worker()) as Box<dyn WorkerPolicy>).collect();
+        let learner = |rank| quadratic(rank, 0.05);
+        Simulation::with_policies(cluster(), options(), scheme, policies, None, learner)
+    };
+    let error = run(Scheme::Server).err().unwrap();
+    assert_eq!(error.exit_code(), 2);
+    assert!(error.to_string().contains("mode `ssp` has no rule for its server"), "{error}");
+    let error = run(Scheme::Rounds).unwrap().run(&mut Unwatched).unwrap_err();
+    assert!(error.to_string().contains("asks a server, and there is none"), "{error}");
 }
 
 #[test]

@@ -62,6 +62,22 @@ fn targets_and_bad_input_have_their_exit_codes() {
     );
     check("--surrogate --cluster nowhere.toml", 2, "give a file, or one of: homogeneous");
     check("--surrogate --ranks 4", 2, "--ranks has no meaning in a simulation");
+    check(
+        "--surrogate --mode wbsp --server-placement dedicated",
+        2,
+        "the server is where the cluster's [server] says",
+    );
+    check(
+        "--surrogate --mode streaming-diloco --fragment-map strided",
+        2,
+        "give at most 1, or --fragment-map contiguous",
+    );
+    check(
+        "--surrogate --mode streaming-diloco --fragment-map contiguous --max-samples 4000 --out cut",
+        0,
+        "results in cut",
+    );
+    check("--surrogate --target-loss -1", 2, "--target-loss is -1");
     check("--surrogate --target-accuracy 0.9", 2, "--target-accuracy has no meaning with --surrogate");
     check("--surrogate --learning-rate 500 --mode sync --max-samples 100000 --out diverged", 7, "diverged");
     std::fs::write(folder.path().join("bad.toml"), "version = 1\nhots = 3\n").unwrap();

@@ -3,7 +3,7 @@
 #[path = "common/simulated.rs"]
 mod simulated;
 
-use esync::policy::{MODES, Mode, Scheme};
+use esync::policy::{MODES, Mode, Scheme, Weighting};
 use esync::sim::{Deaths, Jitter, SimCluster, SimOptions};
 use simulated::{options, quadratic, simulate};
 
@@ -41,6 +41,23 @@ fn every_mode_goes_on_after_a_death() {
             for (rank, worker) in record.workers.iter().enumerate() {
                 assert_eq!(worker.is_dead, rank == dying);
             }
+        }
+    }
+}
+
+#[test]
+fn empty_shards_are_no_division_by_zero() {
+    for &mode in MODES {
+        for shard_samples in [vec![0, 64, 0, 64], vec![0; 4]] {
+            let weighting = match mode.scheme {
+                Scheme::Rounds => Weighting::Shard,
+                _ => Weighting::Uniform,
+            };
+            let options = SimOptions { shard_samples, weighting, ..options(mode.name, 40) };
+            let record = simulate(cluster(mode), options)
+                .unwrap_or_else(|error| panic!("{} with empty shards: {error}", mode.name));
+            assert!(record.parameters.iter().all(|parameter| parameter.is_finite()), "{}", mode.name);
+            assert!(record.workers.iter().all(|worker| worker.local_steps > 0), "{}", mode.name);
         }
     }
 }

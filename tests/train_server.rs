@@ -85,6 +85,7 @@ fn what_does_not_fit_is_refused() {
     refused("--mode esync --servers 2", &["--servers", "--mode esync"]);
     refused("--mode sync --server-placement dedicated", &["--server-placement", "--mode sync has none"]);
     refused("--mode wbsp --servers 5", &["--servers is 5", "4 ranks"]);
+    refused("--mode wbsp --servers 0", &["--servers is 0", "4 ranks"]);
     refused("--mode wbsp --servers 4 --server-placement dedicated", &["leaves none to train"]);
     refused(
         "--mode wbsp --server-placement dedicated --slow 3:4x",

@@ -12,6 +12,7 @@ mod stopwatch;
 mod worker;
 
 pub use control::{Established, Mechanism, StateServer, establish};
+pub(crate) use exchange::Ranges;
 pub use exchange::{Exchange, ExchangeOptions, Fragments};
 pub use stopwatch::{Activity, Stopwatch};
 pub use worker::{

@@ -84,6 +84,9 @@ impl<'a> Run<'a> {
         let memory = self.cluster.workers.iter().filter_map(|worker| worker.memory_bytes).min();
         let memory_samples = memory.map(|bytes| (bytes / self.setting.sample_bytes.max(1)).max(1));
         policy.memory_samples = policy.memory_samples.or(memory_samples);
+        // As a real run cuts them. The surrogate is one layer, through which its fragments cut if nothing is said.
+        let fragments = config.fragments().filter(|_| !self.flags.surrogate);
+        policy.fragment_map = policy.fragment_map.or(fragments.map(|fragments| fragments.map));
         SimOptions {
             policy,
             weighting: config.weighting,
@@ -92,6 +95,7 @@ impl<'a> Run<'a> {
             collective: config.collective.clone(),
             servers: config.servers,
             wire: config.wire,
+            error_feedback: config.error_feedback,
             batch_size: config.batch_size,
             learning_rate: config.learning_rate,
             learning_rates: config.learning_rates(self.setting.training_samples),

@@ -1,7 +1,7 @@
 //! The exchanges in flight, and their arithmetic.
 
 use super::queue::Nanoseconds;
-use super::wire::Wire;
+use super::wire::{Feedback, Wire};
 use crate::collective::canonical_pairs;
 use crate::policy::{Fragment, MemberReport, Payload};
 use crate::transport::Rank;
@@ -17,6 +17,8 @@ pub(super) struct Exchange {
     pub(super) trainable: usize,
     /// In the order of arrival.
     pub(super) arrived: Vec<MemberReport>,
+    /// What their deltas hold, in the same order.
+    held: Vec<MemberReport>,
     /// How many of them are neither dead nor have put the result in place.
     pub(super) present: usize,
     pub(super) state: State,
@@ -44,8 +46,24 @@ pub(super) struct Closed {
 
 impl Exchange {
     pub(super) fn new(fragment: Fragment, payload: Payload, values: Vec<f32>) -> Self {
-        let (arrived, state) = (Vec::new(), State::Gathering);
-        Exchange { fragment, payload, values, len: 0, trainable: 0, arrived, present: 0, state }
+        Exchange {
+            fragment,
+            payload,
+            values,
+            len: 0,
+            trainable: 0,
+            arrived: Vec::new(),
+            held: Vec::new(),
+            present: 0,
+            state: State::Gathering,
+        }
+    }
+
+    /// One more is here, whose delta holds what `held` says.
+    pub(super) fn arrive(&mut self, member: MemberReport, held: MemberReport) {
+        self.arrived.push(member);
+        self.held.push(held);
+        self.present += 1;
     }
 
     pub(super) fn has(&self, rank: Rank) -> bool {
@@ -54,14 +72,19 @@ impl Exchange {
 
     /// All members' figures, by rank.
     pub(super) fn members(&self) -> Arc<[MemberReport]> {
-        let mut members = self.arrived.clone();
-        members.sort_by_key(|member| member.rank);
-        members.into()
+        by_rank(&self.arrived).into()
     }
 
-    /// Weighs every contribution (the statistics, which are averaged by value, equally) and sums them in the canonical tree by rank, as the collectives do: the first `len` elements
-    /// become the result. `weights` are in the order of the ranks.
-    pub(super) fn reduce(&mut self, weights: &[f64], wire: &mut Wire) {
+    /// What all members' deltas hold, by rank.
+    pub(super) fn held(&self) -> Vec<MemberReport> {
+        by_rank(&self.held)
+    }
+
+    /// Weighs every contribution (the statistics, which are averaged by value, equally) and sums them in the canonical tree
+    /// by rank, as the collectives do: the first `len` elements become the result. `weights` are in the order of the ranks.
+    /// What a narrow wire rounds off is kept in `feedback`, if there is one, as ranks keep it of their contributions and of
+    /// the parts of the sum that they own.
+    pub(super) fn reduce(&mut self, weights: &[f64], wire: &mut Wire, mut feedback: Option<&mut Feedback>) {
         let mut order: Vec<usize> = (0..self.arrived.len()).collect();
         order.sort_by_key(|&place| self.arrived[place].rank);
         let (len, share) = (self.len, (1.0 / order.len().max(1) as f64) as f32);
@@ -69,7 +92,11 @@ impl Exchange {
             let (trained, statistics) = self.values[place * len..][..len].split_at_mut(self.trainable);
             trained.iter_mut().for_each(|value| *value *= weight as f32);
             statistics.iter_mut().for_each(|value| *value *= share);
-            wire.round(trained);
+            // On one rank nothing travels.
+            if order.len() > 1 {
+                let left = feedback.as_mut().map(|feedback| feedback.of(self.arrived[place].rank));
+                wire.round(trained, left);
+            }
         }
         for (left, right) in canonical_pairs(order.len()) {
             add(&mut self.values, order[left] * len, order[right] * len, len);
@@ -77,12 +104,20 @@ impl Exchange {
         if let Some(&first) = order.first() {
             self.values.copy_within(first * len..(first + 1) * len, 0);
         }
-        wire.round(&mut self.values[..self.trainable]);
+        if order.len() > 1 {
+            wire.round(&mut self.values[..self.trainable], feedback.map(|feedback| &mut feedback.result));
+        }
     }
 
     pub(super) fn result(&self) -> &[f32] {
         &self.values[..self.len]
     }
+}
+
+fn by_rank(members: &[MemberReport]) -> Vec<MemberReport> {
+    let mut members = members.to_vec();
+    members.sort_by_key(|member| member.rank);
+    members
 }
 
 /// Adds the vector that begins at `right` to the one that begins at `left`.
@@ -109,16 +144,17 @@ mod tests {
             (exchange.len, exchange.trainable) = (3, 2);
             for &rank in order {
                 exchange.values.extend(value(rank));
-                exchange.arrived.push(MemberReport {
+                let member = MemberReport {
                     rank,
                     local_steps: LocalSteps(1),
                     samples: 1,
                     step_seconds: 1.0,
                     transfer_seconds: 0.0,
                     loss: 1.0,
-                });
+                };
+                exchange.arrive(member, member);
             }
-            exchange.reduce(&[0.5, 0.25, 1.0, 2.0, 0.125], &mut Wire::new(WireFormat::F32));
+            exchange.reduce(&[0.5, 0.25, 1.0, 2.0, 0.125], &mut Wire::new(WireFormat::F32), None);
             exchange.result().to_vec()
         };
         let expected = sum(&[0, 1, 2, 3, 4]);

@@ -106,6 +106,11 @@ impl Flags {
             ("--slow", train.slow.is_some(), "the cluster says how fast workers are"),
             ("--slow-link", train.slow_link.is_some(), "the cluster says how fast links are"),
             ("--topology", train.topology.is_some(), "the cluster is the topology"),
+            (
+                "--server-placement",
+                train.server_placement.is_some(),
+                "the server is where the cluster's [server] says, on none of the workers' hosts",
+            ),
         ];
         if let Some((flag, _, why)) = given.into_iter().find(|(_, is_given, _)| *is_given) {
             return Err(Error::Usage(format!("{flag} has no meaning in a simulation: {why}")));

@@ -57,7 +57,8 @@ pub enum Deaths {
 pub struct SimOptions {
     /// One of [`MODE_NAMES`](crate::policy::MODE_NAMES).
     pub mode: String,
-    /// The policy's options.
+    /// The policy's options. Without [`fragment_map`](PolicyOptions::fragment_map) fragments are made of layers where there are
+    /// enough; else they cut through them.
     pub policy: PolicyOptions,
     /// How deltas are weighed.
     pub weighting: Weighting,
@@ -71,6 +72,8 @@ pub struct SimOptions {
     pub servers: Option<usize>,
     /// What the numbers of exchanges and pushes travel as. It rounds them, as on a real wire.
     pub wire: WireFormat,
+    /// Whether what a narrow wire rounds off deltas is made up for in the next exchange.
+    pub error_feedback: bool,
     /// Samples per mini-batch, as policies are told.
     pub batch_size: usize,
     /// The local optimiser's learning rate, as policies are told.
@@ -102,6 +105,7 @@ impl SimOptions {
             collective: "auto".into(),
             servers: None,
             wire: WireFormat::F32,
+            error_feedback: false,
             batch_size: 32,
             learning_rate: 0.05,
             learning_rates: None,

@@ -35,11 +35,12 @@ impl Simulation {
         }
         let worker = &mut self.workers[rank];
         let round = worker.take_round();
+        let member = worker.member(rank, &round);
+        let held = worker.holds(fragment, member)?;
         let before = exchange.values.len();
         exchange.trainable = worker.begin_exchange(fragment, payload, &mut exchange.values)?;
         exchange.len = exchange.values.len() - before;
-        exchange.arrived.push(worker.member(rank, &round));
-        exchange.present += 1;
+        exchange.arrive(member, held);
         worker.open.push(id);
         if exchange.present == self.participants.len() {
             self.close(id)?;
@@ -51,8 +52,10 @@ impl Simulation {
     fn close(&mut self, id: ExchangeId) -> Result<()> {
         let Some(exchange) = self.exchanges.get_mut(&id) else { return Ok(()) };
         let members = exchange.members();
-        let weights = weights(self.options.weighting, &members, &self.job.shard_samples);
-        exchange.reduce(&weights, &mut self.wire);
+        let weights = weights(self.options.weighting, &exchange.held(), &self.job.shard_samples);
+        let has_feedback = self.options.error_feedback && exchange.payload == Payload::Delta;
+        let feedback = has_feedback.then(|| self.feedback.entry(exchange.fragment).or_default());
+        exchange.reduce(&weights, &mut self.wire, feedback);
         let cost = self.network.exchange(exchange.len)?;
         self.exchange_count += 1;
         let (since, duration, number) = (self.now, cost.duration, self.exchange_count);

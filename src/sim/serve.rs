@@ -36,7 +36,7 @@ impl Simulation {
         let round = worker.take_round();
         worker.record.pushes += 1;
         let trainable = worker.learner.layout().trainable;
-        self.wire.round(&mut values[..trainable]);
+        self.wire.round(&mut values[..trainable], None);
         worker.pushed = SimPush {
             push: worker.record.pushes,
             local_steps: round.local_steps,
@@ -160,7 +160,7 @@ impl Simulation {
                 let trainable = store.trainable();
                 let (parameters, version) = store.pull(to);
                 let mut parameters = parameters.to_vec();
-                self.wire.round(&mut parameters[..trainable]);
+                self.wire.round(&mut parameters[..trainable], None);
                 let bytes = self.wire.bytes(parameters.len(), trainable);
                 Some(Parcel { parameters: parameters.into(), version, bytes })
             }

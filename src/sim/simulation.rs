@@ -9,18 +9,18 @@ use super::queue::{Nanoseconds, Phase, Queue, nanoseconds, seconds};
 use super::record::{Record, TraceEntry};
 use super::service::{Message, Service};
 use super::watch::{SimStep, Unwatched, Watch};
-use super::wire::Wire;
+use super::wire::{Feedback, Wire};
 use super::worker::{Delivery, Doing, Worker};
 use crate::error::{Error, Result};
 use crate::learner::Learner;
 use crate::policy::esync::EsyncCoordinator;
 use crate::policy::{
-    Action, Coordinator, ExchangeId, Job, Mode, Payload, Reason, Report, Scheme, Store, WorkerEvent,
-    WorkerPolicy,
+    Action, Coordinator, ExchangeId, Fragment, Job, Mode, Payload, Reason, Report, Scheme, Store,
+    WorkerEvent, WorkerPolicy, streaming_diloco,
 };
 use crate::train::StoppedBy;
 use crate::transport::{Peer, Rank};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 /// What happens at a moment; the rank that it concerns is in the queue's key.
@@ -77,6 +77,8 @@ pub struct Simulation {
     /// Who takes part in exchanges.
     pub(super) participants: Vec<Rank>,
     pub(super) exchange_count: u64,
+    /// What a narrow wire has rounded off, for each kind of exchange.
+    pub(super) feedback: HashMap<Fragment, Feedback>,
     pub(super) last_payload: Option<Payload>,
     pub(super) service: Option<Service>,
     pub(super) progress: Progress,
@@ -113,7 +115,14 @@ impl Simulation {
             None if mode.name == "esync" => Some(state_server(&options, &job)),
             coordinator => coordinator,
         };
-        Self::with_policies(cluster, options, mode.scheme, policies?, coordinator, learner)
+        let mut simulation =
+            Self::with_policies(cluster, options, mode.scheme, policies?, coordinator, learner)?;
+        if mode.name == "streaming-diloco" {
+            let policy = &simulation.options.policy;
+            let count = streaming_diloco::Settings::from_options(policy)?.fragments;
+            simulation.workers.iter_mut().try_for_each(|worker| worker.cut(count, policy.fragment_map))?;
+        }
+        Ok(simulation)
     }
 
     /// A simulation of policies of one's own: one for each worker, and their coordinator. Under [`Scheme::Server`] the
@@ -164,6 +173,7 @@ impl Simulation {
             spare: Vec::new(),
             participants: (0..size).collect(),
             exchange_count: 0,
+            feedback: HashMap::new(),
             last_payload: None,
             service,
             trace: Vec::new(),
@@ -330,7 +340,7 @@ impl Simulation {
         }
         let outcome = worker.learner.step(update)?;
         if update == crate::policy::Update::Local {
-            worker.step_taken();
+            worker.step_taken(outcome.samples as u64);
         }
         let step_seconds = seconds(self.now - began);
         worker.step_seconds.add(step_seconds);

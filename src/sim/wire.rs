@@ -1,6 +1,23 @@
 //! What a narrow wire does to numbers.
 
 use crate::reduce::WireFormat;
+use crate::transport::Rank;
+use std::collections::BTreeMap;
+
+/// What rounding took from vectors that are exchanged again and again, to be added the next time.
+#[derive(Default)]
+pub(super) struct Feedback {
+    contributions: BTreeMap<Rank, Vec<f32>>,
+    /// Of the sum. Each part of it is kept by the rank that owns it, and together they are this.
+    pub(super) result: Vec<f32>,
+}
+
+impl Feedback {
+    /// Of a rank's contributions.
+    pub(super) fn of(&mut self, rank: Rank) -> &mut Vec<f32> {
+        self.contributions.entry(rank).or_default()
+    }
+}
 
 /// A wire with its own scratch space.
 pub(super) struct Wire {
@@ -13,14 +30,27 @@ impl Wire {
         Wire { format, scratch: Vec::new() }
     }
 
-    /// What these values are when they arrive.
-    pub(super) fn round(&mut self, values: &mut [f32]) {
+    /// What these values are when they arrive. `left` is what was rounded off the last time, and then what is now.
+    pub(super) fn round(&mut self, values: &mut [f32], left: Option<&mut Vec<f32>>) {
         if self.format == WireFormat::F32 {
             return;
         }
         self.scratch.resize(self.format.encoded_bytes(values.len()), 0);
+        let Some(left) = left else {
+            self.format.encode(values, &mut self.scratch);
+            return self.format.decode(&self.scratch, values);
+        };
+        left.resize(values.len(), 0.0);
+        for (value, left) in values.iter_mut().zip(&mut *left) {
+            *value += *left;
+            *left = *value;
+        }
         self.format.encode(values, &mut self.scratch);
         self.format.decode(&self.scratch, values);
+        for (left, value) in left.iter_mut().zip(&*values) {
+            let error = *left - value;
+            *left = if error.is_finite() { error } else { 0.0 };
+        }
     }
 
     /// Bytes of a vector of `len` elements, of which the first `trainable` are narrowed.
@@ -37,11 +67,30 @@ mod tests {
     #[test]
     fn a_narrow_wire_rounds() {
         let mut values = [0.1_f32, 1.0, -3.3];
-        Wire::new(WireFormat::F32).round(&mut values);
+        Wire::new(WireFormat::F32).round(&mut values, None);
         assert_eq!(values, [0.1, 1.0, -3.3]);
         let mut wire = Wire::new(WireFormat::F16);
-        wire.round(&mut values);
+        wire.round(&mut values, None);
         assert!(values[0] != 0.1 && (values[0] - 0.1).abs() < 1e-4 && values[1] == 1.0);
         assert_eq!(wire.bytes(5, 3), 3 * 2 + 2 * 4);
+    }
+
+    #[test]
+    fn what_is_rounded_off_comes_the_next_time() {
+        let mut wire = Wire::new(WireFormat::Int8);
+        // A step of the block is 1, of which 0.3 is too little to be sent before it has come four times.
+        let (mut left, mut sent) = (Vec::new(), 0.0);
+        let mut arrivals = Vec::new();
+        for _ in 0..10 {
+            let mut values = [127.0, 0.3];
+            wire.round(&mut values, Some(&mut left));
+            sent += values[1];
+            arrivals.push(values[1]);
+        }
+        assert_eq!(arrivals[0], 0.0);
+        assert!(arrivals.contains(&1.0) && (sent - 3.0_f32).abs() <= 0.5, "{arrivals:?}");
+        let mut lost = [127.0, 0.3];
+        wire.round(&mut lost, None);
+        assert_eq!(lost[1], 0.0);
     }
 }

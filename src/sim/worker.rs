@@ -3,16 +3,16 @@
 use super::queue::Nanoseconds;
 use super::record::WorkerRecord;
 use super::watch::SimPush;
-use crate::collective::part;
 use crate::error::{Error, Result};
 use crate::learner::Learner;
+use crate::policy::streaming_diloco::FragmentMap;
 use crate::policy::{
     Begun, ExchangeId, Fragment, Install, LocalSteps, MemberReport, Outer, OuterOptimiser, Payload, Replica,
     Reply, Smoothed, Update, Versions, WorkerPolicy,
 };
+use crate::runtime::{Fragments, Ranges};
 use crate::transport::Rank;
 use std::collections::VecDeque;
-use std::ops::Range;
 use std::sync::Arc;
 
 /// DiLoCo's β (Douillard et al. 2023), as in the runtime.
@@ -43,12 +43,26 @@ pub(super) enum Doing {
     Dead,
 }
 
-/// A range of the parameters with its anchor: all of them, or a fragment.
+/// A part of the parameters with its anchor: all of them, or a fragment.
 struct Part {
-    range: Range<usize>,
+    ranges: Ranges,
     replica: Replica<f32>,
     outer: OuterOptimiser<f32>,
     begun: Option<Begun>,
+    /// What its next delta holds.
+    local_steps: u64,
+    samples: u64,
+}
+
+impl Part {
+    fn new(parameters: &[f32], ranges: Ranges, outer: (Outer, f64)) -> Result<Part> {
+        let replica = Replica::new(parameters, ranges.trainable)?;
+        Ok(Part { ranges, replica, outer: optimiser(outer), begun: None, local_steps: 0, samples: 0 })
+    }
+
+    fn is_whole(&self, parameters: &[f32]) -> bool {
+        self.ranges.len == parameters.len()
+    }
 }
 
 /// Parameters on their way from the server.
@@ -100,6 +114,8 @@ pub(super) struct Worker {
     parts: Vec<Part>,
     trainable: usize,
     outer: (Outer, f64),
+    /// A fragment's parameters, copied together.
+    gathered: Vec<f32>,
     /// Pushes: when the last one was, and which version the anchor came from.
     pub(super) last_push: Nanoseconds,
     pub(super) base: Versions,
@@ -122,8 +138,8 @@ impl Worker {
         warm_up_seconds: f64,
     ) -> Result<Worker> {
         let trainable = learner.layout().trainable;
-        let replica = Replica::new(learner.parameters(), trainable)?;
-        let whole = Part { range: 0..learner.layout().len, replica, outer: optimiser(outer), begun: None };
+        let ranges = Ranges::whole(learner.layout().len, trainable);
+        let whole = Part::new(learner.parameters(), ranges, outer)?;
         Ok(Worker {
             policy,
             learner,
@@ -136,6 +152,7 @@ impl Worker {
             parts: vec![whole],
             trainable,
             outer,
+            gathered: Vec::new(),
             last_push: 0,
             base: Versions(0),
             is_push_open: false,
@@ -152,14 +169,21 @@ impl Worker {
     }
 
     /// To be called after every step that changed the parameters.
-    pub(super) fn step_taken(&mut self) {
-        self.parts.iter_mut().for_each(|part| part.replica.step_taken());
+    pub(super) fn step_taken(&mut self, samples: u64) {
+        for part in &mut self.parts {
+            part.replica.step_taken();
+            part.local_steps += 1;
+            part.samples += samples;
+        }
     }
 
     /// The parameters at the last exchange, which all ranks share; with fragments, each fragment's last.
     pub(super) fn anchor(&self) -> Vec<f32> {
-        let parts = if self.parts.len() == 1 { &self.parts[..] } else { &self.parts[1..] };
-        parts.iter().flat_map(|part| part.replica.anchor()).copied().collect()
+        let mut anchor = self.parts[0].replica.anchor().to_vec();
+        for part in &self.parts[1..] {
+            part.ranges.scatter(part.replica.anchor(), &mut anchor);
+        }
+        anchor
     }
 
     /// Closes the round: its figures, and how many steps it had.
@@ -180,27 +204,49 @@ impl Worker {
         }
     }
 
-    /// The place of a fragment's part, made at its first use. Fragments cut the trained part evenly; the statistics travel
-    /// with the last.
+    /// Cuts the parameters into fragments. Where no map is asked for, they are made of layers if there are enough.
+    pub(super) fn cut(&mut self, count: u16, map: Option<FragmentMap>) -> Result<()> {
+        let layout = self.learner.layout();
+        let ranges = |map| Fragments { count, map }.ranges(&layout.tensors, layout.len, layout.trainable);
+        let trained =
+            |ranges: &[Ranges]| -> Vec<usize> { ranges.iter().map(|part| part.trainable).collect() };
+        let map = map.unwrap_or_else(|| match trained(&ranges(FragmentMap::Strided)).contains(&0) {
+            true => FragmentMap::Contiguous,
+            false => FragmentMap::Strided,
+        });
+        let ranges = ranges(map);
+        Fragments { count, map }.check(&trained(&ranges))?;
+        // Nothing was exchanged as a whole, so that the whole's anchor is where training began.
+        let Part { local_steps, samples, .. } = self.parts[0];
+        for ranges in ranges {
+            ranges.gather(self.parts[0].replica.anchor(), &mut self.gathered);
+            self.parts.push(Part { local_steps, samples, ..Part::new(&self.gathered, ranges, self.outer)? });
+        }
+        Ok(())
+    }
+
+    /// The place of a fragment's part; fragments that were not cut before are made of layers, if there are enough.
     fn part(&mut self, fragment: Fragment) -> Result<usize> {
         let Fragment::Part { index, count } = fragment else { return Ok(0) };
-        let (index, count) = (usize::from(index), usize::from(count));
-        if index >= count || (self.parts.len() > 1 && self.parts.len() != count + 1) {
+        if self.parts.len() == 1 {
+            self.cut(count, None)?;
+        }
+        if index >= count || self.parts.len() != usize::from(count) + 1 {
             return Err(Error::Internal(format!("fragment {index} of {count} of the parameters")));
         }
-        if self.parts.len() == 1 {
-            // Nothing was exchanged as a whole, so that the whole's anchor is where training began.
-            for index in 0..count {
-                let mut range = part(self.trainable, count, index);
-                let trainable = range.len();
-                if index + 1 == count {
-                    range.end = self.parts[0].range.end;
-                }
-                let replica = Replica::new(&self.parts[0].replica.anchor()[range.clone()], trainable)?;
-                self.parts.push(Part { range, replica, outer: optimiser(self.outer), begun: None });
-            }
-        }
-        Ok(index + 1)
+        Ok(usize::from(index) + 1)
+    }
+
+    /// What the next delta of these parameters holds: deltas are weighed by it, which for a fragment is more than what was
+    /// done since the last exchange.
+    pub(super) fn holds(&mut self, fragment: Fragment, member: MemberReport) -> Result<MemberReport> {
+        let place = self.part(fragment)?;
+        let part = &self.parts[place];
+        Ok(match part.local_steps {
+            // Gradients leave no delta behind.
+            0 => member,
+            steps => MemberReport { local_steps: LocalSteps(steps), samples: part.samples, ..member },
+        })
     }
 
     /// Appends what the worker brings to an exchange, not yet weighed, and answers how many elements of it are trained. The
@@ -215,17 +261,26 @@ impl Worker {
         let part = &mut self.parts[place];
         let trainable = part.replica.trainable();
         let start = out.len();
-        out.resize(start + part.range.len(), 0.0);
+        out.resize(start + part.ranges.len, 0.0);
         let out = &mut out[start..];
         match payload {
             Payload::Delta => {
-                let parameters = &self.learner.parameters()[part.range.clone()];
+                let parameters = match part.is_whole(self.learner.parameters()) {
+                    true => self.learner.parameters(),
+                    false => {
+                        part.ranges.gather(self.learner.parameters(), &mut self.gathered);
+                        &mut self.gathered[..]
+                    }
+                };
                 part.begun = Some(part.replica.begin_overlapped(parameters, 1.0, 1, out)?);
+                (part.local_steps, part.samples) = (0, 0);
+            }
+            Payload::Gradient if place == 0 => {
+                part.replica.statistics(self.learner.parameters(), 1, out)?;
+                out[..trainable].copy_from_slice(self.learner.gradient());
             }
             Payload::Gradient => {
-                part.replica.statistics(&self.learner.parameters()[part.range.clone()], 1, out)?;
-                let range = part.range.start..part.range.start + trainable;
-                out[..trainable].copy_from_slice(&self.learner.gradient()[range]);
+                return Err(Error::Internal("an exchange carries gradients of all parameters".into()));
             }
             Payload::Parameters => {
                 return Err(Error::Internal("an exchange carries gradients or deltas".into()));
@@ -243,21 +298,28 @@ impl Worker {
         mean: &[f32],
     ) -> Result<()> {
         let place = self.part(fragment)?;
-        let Part { range, replica, outer, begun } = &mut self.parts[place];
+        let part = &mut self.parts[place];
         match payload {
             Payload::Delta => {
-                let Some(begun) = begun.take() else {
+                let Some(begun) = part.begun.take() else {
                     return Err(Error::Internal("an exchange was finished that had not begun".into()));
                 };
-                let parameters = &mut self.learner.parameters()[range.clone()];
-                replica.finish(begun, parameters, mean, outer, install)
+                let parameters = self.learner.parameters();
+                if part.is_whole(parameters) {
+                    return part.replica.finish(begun, parameters, mean, &mut part.outer, install);
+                }
+                part.ranges.gather(parameters, &mut self.gathered);
+                part.replica.finish(begun, &mut self.gathered, mean, &mut part.outer, install)?;
+                part.ranges.scatter(&self.gathered, parameters);
+                Ok(())
             }
             Payload::Gradient | Payload::Parameters => {
-                let trained = range.start..range.start + replica.trainable();
-                self.learner.gradient()[trained.clone()].copy_from_slice(&mean[..trained.len()]);
-                replica.install_statistics(&mut self.learner.parameters()[range.clone()], mean)?;
+                self.learner.gradient().copy_from_slice(&mean[..part.replica.trainable()]);
+                part.replica.install_statistics(self.learner.parameters(), mean)?;
                 self.learner.apply_gradient();
-                self.step_taken();
+                self.step_taken(0);
+                // They leave no delta behind.
+                self.parts.iter_mut().for_each(|part| (part.local_steps, part.samples) = (0, 0));
                 Ok(())
             }
         }

@@ -136,7 +136,8 @@ impl Job {
 
     /// Returns when the program prints its second report line: training is under way then.
     pub(crate) fn wait_until_training(&mut self) {
-        while self.stdout().matches(" round ").count() < 2 {
+        let is_report = |line: &&str| line.contains(" round ") || line.contains(" push ");
+        while self.stdout().lines().filter(is_report).count() < 2 {
             let ended = self.child.try_wait().unwrap();
             assert!(ended.is_none(), "it ended too early: {}\n{}", self.stdout(), self.text(1));
             assert!(self.started.elapsed() < HARD_LIMIT, "it does not train: {}", self.stdout());

@@ -17,17 +17,17 @@ pub struct Fragments {
 
 /// A fragment's place in a group of parameters.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(super) struct Ranges {
+pub(crate) struct Ranges {
     /// First the trained ones, then the statistics; in ascending order.
-    pub(super) ranges: Vec<Range<usize>>,
+    ranges: Vec<Range<usize>>,
     /// Elements in all of them.
-    pub(super) len: usize,
+    pub(crate) len: usize,
     /// How many of these are trained.
-    pub(super) trainable: usize,
+    pub(crate) trainable: usize,
 }
 
 impl Ranges {
-    pub(super) fn whole(len: usize, trainable: usize) -> Ranges {
+    pub(crate) fn whole(len: usize, trainable: usize) -> Ranges {
         Ranges { ranges: std::iter::once(0..len).collect(), len, trainable }
     }
 
@@ -46,7 +46,7 @@ impl Ranges {
     }
 
     /// Copies the fragment out of `values`.
-    pub(super) fn gather<T: Copy>(&self, values: &[T], into: &mut Vec<T>) {
+    pub(crate) fn gather<T: Copy>(&self, values: &[T], into: &mut Vec<T>) {
         into.clear();
         for range in &self.ranges {
             into.extend_from_slice(&values[range.clone()]);
@@ -54,7 +54,7 @@ impl Ranges {
     }
 
     /// Copies the fragment back.
-    pub(super) fn scatter<T: Copy>(&self, from: &[T], values: &mut [T]) {
+    pub(crate) fn scatter<T: Copy>(&self, from: &[T], values: &mut [T]) {
         let mut rest = from;
         for range in &self.ranges {
             let (piece, after) = rest.split_at(range.len());
@@ -66,7 +66,7 @@ impl Ranges {
 
 impl Fragments {
     /// The places of all fragments in a group of `len` elements, of which `trainable` are trained.
-    pub(super) fn ranges(&self, tensors: &[TensorLayout], len: usize, trainable: usize) -> Vec<Ranges> {
+    pub(crate) fn ranges(&self, tensors: &[TensorLayout], len: usize, trainable: usize) -> Vec<Ranges> {
         let count = usize::from(self.count);
         let mut fragments = vec![Ranges::default(); count];
         match self.map {
@@ -91,7 +91,7 @@ impl Fragments {
 
     /// # Errors
     /// `Usage` if a fragment would be empty. `trained` are the trained elements of each.
-    pub(super) fn check(&self, trained: &[usize]) -> Result<()> {
+    pub(crate) fn check(&self, trained: &[usize]) -> Result<()> {
         if trained.iter().all(|&elements| elements > 0) {
             return Ok(());
         }

@@ -5,6 +5,7 @@ mod load;
 mod state;
 
 pub use fragments::Fragments;
+pub(crate) use fragments::Ranges;
 pub(super) use load::Load;
 
 use crate::collective::Communicator;
@@ -12,7 +13,6 @@ use crate::error::{Error, Result};
 use crate::learner::{FlatSlice, Model};
 use crate::policy::{Float, Fragment, Install, Outer, OuterOptimiser, Replica, Weighting};
 use crate::reduce::Operator;
-use fragments::Ranges;
 use state::{Group, travelling, with_group, with_state};
 
 /// The options of an exchange, shared by all policies.
