@@ -21,7 +21,7 @@ import tempfile
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 STEP_MILLISECONDS = [20, 20, 20, 60]
 # Slow enough that a round or an evaluation more or less is less than a few percent of the time to the target.
-FLAGS = ["--batch-size", "32", "--learning-rate", "0.003", "--eval-every", "128", "--epochs", "300",
+FLAGS = ["--batch-size", "32", "--learning-rate", "0.005", "--eval-every", "128", "--epochs", "300",
          "--target-accuracy", "0.95", "--progress", "none"]
 CLUSTER = """version = 1
 

@@ -120,7 +120,7 @@ fn adacomm_follows_the_loss() {
             _ => None,
         })
         .collect();
-    assert_eq!(adapted[0].2, false, "the first interval has the first loss");
+    assert!(!adapted[0].2, "the first interval has the first loss");
     let (loss, first_loss, follows_loss, from, to) = adapted[1];
     assert!(
         follows_loss && loss < 0.14 * first_loss,
@@ -144,8 +144,8 @@ fn diloco_is_local_sgd_with_momentum_on_the_mean() {
     // … but what becomes of the mean delta: 0.7 (1 + 0.9) of it in the first exchange.
     let start = quadratic(0, 0.05).unwrap().parameters().to_vec();
     let (diloco, plain) = (run("diloco", local_steps(3), 1), run("local-sgd", local_steps(3), 1));
-    for index in 0..DIMENSION {
-        let moved = |record: &Record| record.parameters[index] - start[index];
+    for (index, start) in start[..DIMENSION].iter().enumerate() {
+        let moved = |record: &Record| record.parameters[index] - start;
         assert!((moved(&diloco) - 0.7 * 1.9 * moved(&plain)).abs() < 1e-5, "{index}");
     }
     assert_eq!(diloco.parameters[DIMENSION..], plain.parameters[DIMENSION..], "statistics have no momentum");
