@@ -33,8 +33,9 @@
 //! | `SOFTWARE_CUDA_DRIVER_VERSION` | 13.0 | the driver's version of CUDA |
 //! | `SOFTWARE_CUDA_NVRTC_VERSION` | 13.0 | NVRTC's version |
 //! | `SOFTWARE_CUDA_NCCL_VERSION` | 2.28.9 | NCCL's version; from 2.30 on, ranks may share a device if `NCCL_MULTI_RANK_GPU_ENABLE=1` |
-//! | `SOFTWARE_CUDA_DELAYS` | none | `SEED:MICROSECONDS`: pauses before operations of streams, random up to so many microseconds |
+//! | `SOFTWARE_CUDA_DELAYS` | none | `SEED:MICROSECONDS`: pauses before operations of streams, random up to so many microseconds, and blocks of kernels in random order |
 //! | `SOFTWARE_CUDA_CACHE` | none | a folder that keeps compiled kernels |
+//! | `SOFTWARE_CUDA_TRACE` | none | a file that gets a line for each operation given to a stream and each wait of the host |
 //! | `SOFTWARE_CUDA_NCCL_STALL` | none | `RANK:OPERATION`: this rank's operation of that number (from 0) never ends |
 //! | `SOFTWARE_CUDA_NCCL_ERROR` | none | `RANK:OPERATION`: the same, and `ncclCommGetAsyncError` then tells of a remote error |
 #![allow(non_snake_case, reason = "the functions have the names of CUDA's")]
@@ -51,3 +52,4 @@ mod nccl;
 mod nvrtc;
 mod settings;
 mod stream;
+mod trace;

@@ -16,6 +16,7 @@ pub(crate) struct Settings {
     pub(crate) nccl: Version,
     pub(crate) delays: Option<Delays>,
     pub(crate) cache: Option<PathBuf>,
+    pub(crate) trace: Option<PathBuf>,
     pub(crate) nccl_stall: Option<Operation>,
     pub(crate) nccl_error: Option<Operation>,
     pub(crate) share_device: bool,
@@ -54,6 +55,7 @@ pub(crate) fn settings() -> &'static Settings {
         nccl: variable("SOFTWARE_CUDA_NCCL_VERSION").unwrap_or(version(2, 28, 9)),
         delays: variable("SOFTWARE_CUDA_DELAYS"),
         cache: variable("SOFTWARE_CUDA_CACHE"),
+        trace: variable("SOFTWARE_CUDA_TRACE"),
         nccl_stall: variable("SOFTWARE_CUDA_NCCL_STALL"),
         nccl_error: variable("SOFTWARE_CUDA_NCCL_ERROR"),
         share_device: variable::<u32>("NCCL_MULTI_RANK_GPU_ENABLE") == Some(1),
@@ -136,14 +138,29 @@ impl Pauses {
         if self.longest_microseconds == 0 {
             return;
         }
+        let bits = self.bits();
+        if bits & 1 == 0 {
+            std::thread::sleep(Duration::from_micros((bits >> 1) % (self.longest_microseconds + 1)));
+        }
+    }
+
+    /// The numbers below `count`, in random order if there are delays.
+    pub(crate) fn order(&mut self, count: u64) -> Vec<u64> {
+        let mut order: Vec<u64> = (0..count).collect();
+        if self.longest_microseconds > 0 {
+            for end in (1..order.len()).rev() {
+                order.swap(end, (self.bits() % (end as u64 + 1)) as usize);
+            }
+        }
+        order
+    }
+
+    fn bits(&mut self) -> u64 {
         // SplitMix64 (Steele, Lea, Flood 2014).
         self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut bits = self.state;
         bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        bits ^= bits >> 31;
-        if bits & 1 == 0 {
-            std::thread::sleep(Duration::from_micros((bits >> 1) % (self.longest_microseconds + 1)));
-        }
+        bits ^ (bits >> 31)
     }
 }

@@ -6,6 +6,7 @@ use crate::device::Device;
 use crate::fault;
 use crate::handles::Handles;
 use crate::settings::Pauses;
+use crate::trace;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -21,6 +22,7 @@ pub(crate) struct Stream {
     pub(crate) blocking: bool,
     pub(crate) legacy: bool,
     pub(crate) priority: i32,
+    number: u64,
     queue: Mutex<Queue>,
     changed: Condvar,
 }
@@ -45,7 +47,7 @@ impl Stream {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let (queue, changed) = Default::default();
-        let stream = Arc::new(Self { device, blocking, legacy, priority, queue, changed });
+        let stream = Arc::new(Self { device, blocking, legacy, priority, number, queue, changed });
         let queue = Arc::clone(&stream);
         std::thread::Builder::new()
             .name(format!("stream {number}"))
@@ -97,6 +99,7 @@ impl Stream {
 
     /// Gives work to the stream, in the order that CUDA promises between it and the legacy stream.
     pub(crate) fn submit(&self, name: &'static str, operation: impl FnOnce() + Send + 'static) {
+        trace::submit(self.number, name);
         let others = self.device.streams_before(self);
         // Held until all is queued, so that two threads' submissions do not mix.
         let _order = self.device.order();

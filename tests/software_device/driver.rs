@@ -281,3 +281,23 @@ fn what_is_not_there_is_named() {
     assert_eq!(finished.code, 101, "{finished:?}");
     assert!(finished.lines_with("cuGraphCreate") > 0, "{finished:?}");
 }
+
+#[test]
+fn a_trace_tells_what_was_asked_for() {
+    let Some(device) = device() else { return };
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let device = device.set("SOFTWARE_CUDA_TRACE", file.path().display());
+    device.run("driver::a_trace_tells_what_was_asked_for", || {
+        let context = context(0);
+        let (first, second) = (context.new_stream().unwrap(), context.new_stream().unwrap());
+        let buffer = first.alloc_zeros::<u32>(1).unwrap();
+        second.join(&first).unwrap();
+        assert_eq!(second.clone_dtoh(&buffer).unwrap(), [0]);
+    });
+    if !is_inside() {
+        let text = std::fs::read_to_string(file.path()).unwrap();
+        let has = |wanted: &str| text.lines().any(|line| line.ends_with(wanted));
+        assert!(has("submit 0 cuMemsetD8Async") && has("submit 1 cuMemcpyDtoHAsync_v2"), "{text}");
+        assert!(has("wait cuMemcpyDtoHAsync_v2") && !has("wait cuStreamSynchronize"), "{text}");
+    }
+}

@@ -4,6 +4,7 @@ use crate::api::{CUresult, Outcome, code, complain};
 use crate::device;
 use crate::memory::{self, Place};
 use crate::stream::{Stream, stream_of};
+use crate::trace;
 use cudarc::driver::sys::{CUcontext, CUdeviceptr, CUstream};
 use std::ffi::{c_uchar, c_uint, c_ushort, c_void};
 use std::sync::Arc;
@@ -67,6 +68,7 @@ fn later(name: &'static str, to: u64, from: u64, bytes: usize, stream: CUstream)
     code(|| {
         let stream = stream_of(stream)?;
         if copy(&stream, name, to, from, bytes)? {
+            trace::wait(name);
             stream.mark().wait();
             stream.device.check()?;
         }
@@ -81,6 +83,7 @@ fn now(name: &'static str, to: u64, from: u64, bytes: usize) -> CUresult {
         let stream = device.legacy_stream();
         copy(&stream, name, to, from, bytes)?;
         if !(memory::is_device_pointer(to) && memory::is_device_pointer(from)) {
+            trace::wait(name);
             stream.mark().wait();
         }
         device.check()

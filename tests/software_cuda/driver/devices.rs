@@ -5,6 +5,7 @@ use crate::api::{CUresult, code, put, put_if_wanted};
 use crate::device::{self, Device};
 use crate::memory;
 use crate::settings::settings;
+use crate::trace;
 use cudarc::driver::sys::{CUcontext, CUdevice, CUdevice_attribute, CUuuid};
 use std::ffi::{c_char, c_int, c_uint};
 
@@ -151,6 +152,7 @@ extern "C" fn cuCtxGetDevice(device: *mut CUdevice) -> CUresult {
 extern "C" fn cuCtxSynchronize() -> CUresult {
     code(|| {
         let device = device::current()?;
+        trace::wait("cuCtxSynchronize");
         device.synchronize();
         device.check()
     })

@@ -5,6 +5,7 @@ use crate::completion::Completion;
 use crate::device::{self, Device};
 use crate::handles::Handles;
 use crate::stream::stream_of;
+use crate::trace;
 use cudarc::driver::sys::{CUevent, CUevent_flags, CUstream};
 use std::ffi::c_uint;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -81,6 +82,7 @@ extern "C" fn cuEventSynchronize(event: CUevent) -> CUresult {
     code(|| {
         let event = event_of(event)?;
         if let Some(point) = event.recorded() {
+            trace::wait("cuEventSynchronize");
             point.wait();
         }
         event.device.check()

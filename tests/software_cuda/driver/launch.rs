@@ -6,9 +6,16 @@ use crate::api::{CUresult, Outcome, code, complain};
 use crate::device;
 use crate::memory;
 use crate::module::Function;
+use crate::settings::Pauses;
 use crate::stream::stream_of;
 use cudarc::driver::sys::{CUfunction, CUstream};
 use std::ffi::{c_uint, c_void};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Into how many parts a grid is cut, which run in random order if there are delays.
+const SHARES: u64 = 8;
+
+static LAUNCHES: AtomicU64 = AtomicU64::new(0);
 
 #[unsafe(no_mangle)]
 extern "C" fn cuLaunchKernel(
@@ -41,11 +48,19 @@ extern "C" fn cuLaunchKernel(
         check_geometry(function.name, grid, block)?;
         let mut values = Values::read(&function, parameters)?;
         let device = stream.device;
+        let mut pauses = Pauses::of_thread(LAUNCHES.fetch_add(1, Ordering::Relaxed));
         stream.submit(function.name, move || {
             if device.check().is_ok() {
                 let geometry = [grid, block].concat();
-                // SAFETY: `shim.h` unpacks as many values, of these sizes, as were read.
-                unsafe { (function.launch)(values.pointers().as_mut_ptr(), geometry.as_ptr(), 0, u64::MAX) };
+                let blocks: u64 = grid.iter().map(|&size| u64::from(size)).product();
+                let mut pointers = values.pointers();
+                let share = blocks.div_ceil(SHARES);
+                for index in pauses.order(blocks.div_ceil(share)) {
+                    // SAFETY: `shim.h` unpacks as many values, of these sizes, as were read.
+                    unsafe {
+                        (function.launch)(pointers.as_mut_ptr(), geometry.as_ptr(), index * share, share)
+                    };
+                }
             }
         });
         Ok(())

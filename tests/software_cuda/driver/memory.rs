@@ -5,6 +5,7 @@ use crate::api::{CUresult, Outcome, code, complain, put, put_if_wanted};
 use crate::device;
 use crate::memory::{self, Place};
 use crate::stream::stream_of;
+use crate::trace;
 use cudarc::driver::sys::{CUdeviceptr, CUmemorytype, CUpointer_attribute, CUstream};
 use std::alloc::Layout;
 use std::ffi::{c_uint, c_void};
@@ -29,6 +30,7 @@ extern "C" fn cuMemFree_v2(pointer: CUdeviceptr) -> CUresult {
             return Ok(());
         }
         let ordinal = memory::begin_free(pointer)?;
+        trace::wait("cuMemFree");
         device::devices()[ordinal].synchronize();
         memory::finish_free(pointer);
         Ok(())

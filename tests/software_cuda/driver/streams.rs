@@ -5,6 +5,7 @@ use crate::api::{CUresult, code, complain, put};
 use crate::device;
 use crate::driver::events::EVENTS;
 use crate::stream::{STREAMS, stream_of};
+use crate::trace;
 use cudarc::driver::sys::{CUcontext, CUevent, CUhostFn, CUstream, CUstream_flags};
 use std::ffi::{c_int, c_uint, c_void};
 
@@ -47,6 +48,7 @@ extern "C" fn cuStreamDestroy_v2(stream: CUstream) -> CUresult {
 extern "C" fn cuStreamSynchronize(stream: CUstream) -> CUresult {
     code(|| {
         let stream = stream_of(stream)?;
+        trace::wait("cuStreamSynchronize");
         stream.point().wait();
         stream.device.check()
     })
