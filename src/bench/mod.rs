@@ -17,6 +17,8 @@ mod draw;
 mod explain;
 mod flags;
 mod host;
+#[cfg(feature = "cuda")]
+pub mod kernels;
 mod measure;
 mod numbers;
 mod output;

@@ -1,5 +1,6 @@
 //! Where a cluster's measurements are kept between jobs.
 
+use crate::files::{cache_folder, fingerprint};
 use std::path::PathBuf;
 
 /// The file in the user's cache folder for ranks on these hosts (one name for each rank) over this transport: in
@@ -10,22 +11,15 @@ use std::path::PathBuf;
 /// assert!(path.is_none_or(|path| path.to_string_lossy().contains("mpi-3-ranks-a-")));
 /// ```
 pub fn cache_path(transport: &str, hosts: &[&str]) -> Option<PathBuf> {
-    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let folder = variable("XDG_CACHE_HOME").or_else(|| Some(variable("HOME")?.join(".cache")))?;
-    Some(folder.join("esync").join(file_name(transport, hosts)))
+    Some(cache_folder()?.join(file_name(transport, hosts)))
 }
 
 /// Readable at its beginning, exact by a hash of which rank is where.
 fn file_name(transport: &str, hosts: &[&str]) -> String {
     let clean = |c: char| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' };
     let first: String = hosts.first().unwrap_or(&"").chars().take(24).map(clean).collect();
-    format!("{transport}-{}-ranks-{first}-{:016x}.toml", hosts.len(), fingerprint(hosts))
-}
-
-/// FNV-1a, which stays the same from release to release, as the standard library's hash need not.
-fn fingerprint(hosts: &[&str]) -> u64 {
-    let bytes = hosts.iter().flat_map(|host| host.bytes().chain([0]));
-    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+    let all = fingerprint(hosts.iter().flat_map(|host| host.bytes().chain([0])));
+    format!("{transport}-{}-ranks-{first}-{all:016x}.toml", hosts.len())
 }
 
 #[cfg(test)]

@@ -8,6 +8,8 @@
 
 mod arithmetic;
 mod average;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod fused;
 mod half_precision;
 mod kernels;
