@@ -1,6 +1,11 @@
 //! The kernels' twins (`twin.rs`) against the host's functions and against f64, and far beyond 2³¹ elements (`far.rs`).
 
+mod device;
 mod far;
+#[path = "../common/process.rs"]
+mod process;
+#[path = "../common/software_device.rs"]
+mod software_device;
 mod twin;
 
 use esync::bench::kernels::check;
