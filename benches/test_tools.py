@@ -1,25 +1,34 @@
 #!/usr/bin/env python3
 """Tests of the comparison scripts' own arithmetic and of their hosts: `python3 benches/test_tools.py`.
 
-The test of the hosts is skipped where network namespaces are not allowed, that of `allreduce.c` where there is no Open MPI.
+The test of the hosts is skipped where network namespaces are not allowed, that of `allreduce.c` where there is no Open MPI, and
+that of the simulations where the program `esync` has not been built.
 """
 
 import argparse
+import contextlib
+import io
+import json
 import pathlib
 import subprocess
 import sys
 import tempfile
+import tomllib
 import unittest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
 import compare_libraries
+import published_shapes
 import three_hosts
 from hosts.compare import Cell
 from hosts.network import Hosts, NotPossible, processes
 from peers.esync import sweeps
 from peers.libraries import DEFAULT, Missing, Mpich, OpenMpi, SystemOpenMpi
 from peers.table import judge, markdown, medians, ratio_text, size_text, time_text
+from shapes import claim
+from shapes.clusters import cluster
+from shapes.simulator import median_of, time_to_target
 
 
 def expand(first, last, factor):
@@ -169,6 +178,57 @@ class Network(unittest.TestCase):
         self.assertGreater(float(client.stdout), 0.9 * count * 8 / 100e6)
         server.stdout.close()
         server.wait(10)
+
+
+class Shapes(unittest.TestCase):
+    def published_shapes(self, *arguments):
+        """The exit code, and what was printed."""
+        printed, complaints = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(complaints):
+            code = published_shapes.main(arguments)
+        return code, printed.getvalue(), complaints.getvalue()
+
+    def test_clusters_are_toml_with_all_workers(self):
+        text = cluster("three", [0.1, 0.1, 0.3], bandwidth=1e8, server_bandwidth=2e8, model_bytes=4000, exchange_seconds=1.5,
+                       jitter="normal:0.1")
+        file = tomllib.loads(text)
+        self.assertEqual([(worker["ranks"], worker["step_seconds"]) for worker in file["workers"]],
+                         [([0], 0.1), ([1], 0.1), ([2], 0.3)])
+        self.assertEqual((len(file["hosts"]), file["model_bytes"], file["exchange_seconds"]), (3, 4000, 1.5))
+        self.assertEqual(file["server"]["card_bandwidth_bytes_per_second"], 2e8)
+        self.assertEqual(tomllib.loads(cluster("one", [1.0]))["server"]["bandwidth_bytes_per_second"], 125e6)
+
+    def test_figures_are_medians_over_seeds(self):
+        row = {"runs": [{"time_to_target_seconds": time} for time in (3.0, None, 1.0)],
+               "summaries": [{"bytes_sent": sent} for sent in (7, 9, 8)]}
+        self.assertEqual((time_to_target(row), median_of(row, lambda summary: summary["bytes_sent"])), (3.0, 8))
+        self.assertEqual(time_to_target({"runs": [{"time_to_target_seconds": None}]}), float("inf"))
+
+    def test_figures_for_people(self):
+        self.assertEqual([claim.times(ratio) for ratio in (34.4, 12.96, 0.5, float("inf"))], ["34×", "13.0×", "0.50×", "–"])
+        self.assertEqual([claim.less(*pair) for pair in ((1, 4), (5, 4), (float("inf"), 1))], ["−75%", "+25%", "–"])
+        self.assertEqual([claim.seconds(time) for time in (123.4, 1.26, float("inf"))], ["123 s", "1.3 s", "not reached"])
+        self.assertEqual([claim.percent(share) for share in (0.413, 0.004)], ["41%", "0.4%"])
+        rows = [claim.Claim("a | b", "1", "2", "")]
+        self.assertEqual({line.count(" | ") for line in claim.markdown(rows).splitlines() if "---" not in line}, {3})
+
+    def test_what_is_missing_is_said(self):
+        code, _, complaints = self.published_shapes("--only", "diloco")
+        self.assertTrue(code == 1 and "--text-file" in complaints, complaints)
+        code, _, complaints = self.published_shapes("--only", "esync", "--esync", "/nowhere/esync")
+        self.assertTrue(code == 1 and "cargo build" in complaints, complaints)
+
+    def test_a_paper_is_simulated(self):
+        if not (published_shapes.ROOT / "target/release/esync").exists():
+            self.skipTest("target/release/esync has not been built")
+        with tempfile.TemporaryDirectory() as folder:
+            file = pathlib.Path(folder, "shapes.json")
+            code, printed, complaints = self.published_shapes("--only", "esync", "--quick", "--output", str(file))
+            self.assertEqual(code, 0, complaints)
+            self.assertEqual(printed.count("\n| ESync"), 3)
+            throughput = json.loads(file.read_text())[0]["figures"]["samples_per_second"]
+            # Three workers of 150 steps while the slowest takes one.
+            self.assertGreater(throughput["esync"], 10 * throughput["sync"])
 
 
 if __name__ == "__main__":

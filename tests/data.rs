@@ -66,9 +66,14 @@ fn digits_are_complete_and_stratified() {
 #[test]
 fn names_are_checked() {
     let Err(Error::Usage(text)) = load("cifar", None) else { panic!("accepted") };
-    assert!(text.contains("`cifar`") && text.contains("`digits`, `mnist`, `fashion-mnist`"), "{text}");
-    let Err(Error::Usage(text)) = load("mnist", None) else { panic!("accepted") };
-    assert!(text.contains("--data-dir"), "{text}");
+    assert!(
+        text.contains("`cifar`") && text.contains("`digits`, `mnist`, `fashion-mnist`, `tinyshakespeare`"),
+        "{text}"
+    );
+    for name in ["mnist", "tinyshakespeare"] {
+        let Err(Error::Usage(text)) = load(name, None) else { panic!("accepted") };
+        assert!(text.contains("--data-dir"), "{text}");
+    }
 }
 
 // --- IDX files ---
@@ -237,13 +242,64 @@ fn train_and_test_must_fit_together() {
     assert_refused(few.path(), TEST_IMAGES, "too few");
 }
 
+// --- texts ---
+
+#[test]
+fn a_text_is_cut_into_overlapping_samples() {
+    let text: String = (0..400).map(|i| ['b', 'a', 'é', '\n'][i * i % 13 % 4]).collect();
+    let directory = directory(&[("input.txt", text.clone().into_bytes())]);
+    let data = load("tinyshakespeare", Some(directory.path())).unwrap();
+    assert_eq!(load("tinyshakespeare", Some(&directory.path().join("input.txt"))).unwrap(), data);
+    let alphabet = data.alphabet.clone().unwrap();
+    assert_eq!((alphabet.as_slice(), data.classes), (&['\n', 'a', 'b', 'é'][..], 4));
+    let context = data.image_len();
+    // 360 characters to train: every one of them that has a context before it is predicted once. Of the other 40, every 8th.
+    assert_eq!((context, data.train.len(), data.test.len()), (16, 360 - 16, 3));
+    assert_eq!(data.train.pixels.len(), 360 - 1, "kept once");
+    assert!(data.description.contains("400 characters, 4 different"), "{}", data.description);
+    let characters: Vec<char> = text.chars().collect();
+    for (samples, first, stride) in [(&data.train, 0, 1), (&data.test, 360, 8)] {
+        for index in 0..samples.len() {
+            let read = |number: f32| alphabet[number as usize];
+            let from = first + index * stride;
+            let found: Vec<char> = samples.image(index, context).iter().copied().map(read).collect();
+            assert_eq!(found, characters[from..from + context]);
+            assert_eq!(alphabet[samples.labels[index] as usize], characters[from + context]);
+        }
+    }
+    let drawn = data.test.draw(context, 2, 1);
+    assert_eq!((drawn.len(), drawn.pixels.len()), (2, 2 * context), "drawn samples are copies");
+}
+
+#[test]
+fn a_file_that_is_no_text_is_refused() {
+    let refused = |file: &[u8], says: &str| {
+        let directory = directory(&[("input.txt", file.to_vec())]);
+        let error = load("tinyshakespeare", Some(directory.path())).unwrap_err();
+        let text = error.to_string();
+        assert!(error.exit_code() == 4 && text.contains("input.txt") && text.contains(says), "{text}");
+    };
+    refused(b"", "too few");
+    refused(&b"ab".repeat(80), "holds 160 characters, 2 of them different: too few");
+    refused(&[b'a'; 1000], "1 of them different");
+    refused(b"caf\xe9 and more", "byte 3 is not UTF-8");
+    let nowhere = tempfile::tempdir().unwrap();
+    for path in [nowhere.path().to_path_buf(), nowhere.path().join("text.txt")] {
+        let error = load("tinyshakespeare", Some(&path)).unwrap_err();
+        assert!(error.exit_code() == 4 && error.to_string().contains("--data-dir"), "{error}");
+    }
+}
+
 // --- partitions ---
 
 #[test]
 fn splits_are_parsed_and_printed() {
-    for (text, split) in
-        [("iid", Split::Iid), ("by-class", Split::ByClass), ("dirichlet:0.5", Split::Dirichlet(0.5))]
-    {
+    for (text, split) in [
+        ("iid", Split::Iid),
+        ("by-class", Split::ByClass),
+        ("contiguous", Split::Contiguous),
+        ("dirichlet:0.5", Split::Dirichlet(0.5)),
+    ] {
         assert_eq!(text.parse::<Split>().unwrap(), split);
         assert_eq!(split.to_string(), text);
         let json = serde_json::to_string(&split).unwrap();
@@ -261,7 +317,10 @@ fn splits_are_parsed_and_printed() {
         "dirichlet:inf",
     ] {
         let Err(Error::Usage(message)) = text.parse::<Split>() else { panic!("`{text}` accepted") };
-        assert!(message.contains("`iid`, `by-class`") && message.contains("dirichlet:0.5"), "{message}");
+        assert!(
+            message.contains("`iid`, `by-class`, `contiguous`") && message.contains("dirichlet:0.5"),
+            "{message}"
+        );
     }
 }
 
@@ -293,6 +352,7 @@ fn any_split() -> impl Strategy<Value = Split> {
     prop_oneof![
         Just(Split::Iid),
         Just(Split::ByClass),
+        Just(Split::Contiguous),
         (-5.0..3.0f64).prop_map(|e| Split::Dirichlet(10f64.powf(e)))
     ]
 }
@@ -317,6 +377,9 @@ proptest! {
         if split == Split::ByClass {
             let order: Vec<i64> = shards.concat().iter().map(|&index| labels[index as usize]).collect();
             prop_assert!(order.is_sorted());
+        }
+        if split == Split::Contiguous {
+            prop_assert!(shards.concat().is_sorted());
         }
         let mut all = shards.concat();
         all.sort_unstable();

@@ -115,6 +115,42 @@ fn two_runs_are_compared_by_time_samples_and_bytes() {
     assert!(picture.has("computing") && picture.has("waiting") && picture.has("busy"), "{:?}", picture.texts);
 }
 
+/// As `esync sim --compare` leaves it.
+fn comparison() -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let mut modes = Vec::new();
+    for mode in ["esync", "sync"] {
+        let run = folder.path().join(mode).join("rate-0.05").join("seed-2");
+        fs::create_dir_all(run.parent().unwrap()).unwrap();
+        fs::rename(copy_of(&format!("run-{mode}")).keep(), run).unwrap();
+        let trial =
+            |seed: u64, seconds: f64| serde_json::json!({ "seed": seed, "time_to_target_seconds": seconds });
+        let runs = [trial(1, 0.5), trial(2, 1.0), trial(3, 7.0)];
+        modes.push(serde_json::json!({ "mode": mode, "learning_rate": 0.05, "runs": runs }));
+    }
+    let failed = serde_json::json!({ "seed": 1, "time_to_target_seconds": null, "failure": "diverged" });
+    modes.push(serde_json::json!({ "mode": "async", "learning_rate": 0.1, "runs": [failed] }));
+    let text = serde_json::json!({ "version": 1, "modes": modes }).to_string();
+    fs::write(folder.path().join("comparison.json"), text).unwrap();
+    folder
+}
+
+#[test]
+fn a_comparison_stands_for_its_median_runs() {
+    let folder = comparison();
+    let (code, said, stderr) = esync_plot(&[folder.path().to_str().unwrap()]);
+    assert_eq!((code, stderr.as_str()), (0, ""));
+    assert!(said.contains("15 pictures in") && said.contains("all runs of async failed"), "{said}");
+    let page = fs::read_to_string(folder.path().join("plots/index.html")).unwrap();
+    assert!(page.contains("timeline-esync") && page.contains("timeline-sync"), "called by their modes");
+
+    let (code, _, stderr) = esync_plot(&[folder.path().to_str().unwrap(), "--explain", "1"]);
+    assert!(code == 2 && stderr.contains("one run"), "{code}: {stderr}");
+    fs::write(folder.path().join("comparison.json"), "{\"modes\": [\n{}]}").unwrap();
+    let (code, _, stderr) = esync_plot(&[folder.path().to_str().unwrap()]);
+    assert!(code == 4 && stderr.contains("comparison.json:2"), "{code}: {stderr}");
+}
+
 #[test]
 fn each_run_has_its_shares_timeline_and_local_steps() {
     let run = fixture("run-esync");

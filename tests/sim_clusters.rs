@@ -1,6 +1,7 @@
 //! Cluster files: what they mean, and what is wrong with them, with the line.
 
-use esync::sim::{Jitter, Pause, SimCluster, StepSeconds};
+use esync::learner::{Learner, Quadratic, QuadraticOptions, SgdOptions};
+use esync::sim::{Jitter, Pause, SimCluster, SimOptions, Simulation, StepSeconds, Unwatched};
 use std::path::Path;
 
 const FILE: &str = r#"version = 1
@@ -65,6 +66,37 @@ fn a_file_says_how_workers_behave() {
     assert_eq!(cluster.server.link.map(|link| link.latency_seconds), Some(2e-3));
     assert_eq!(cluster.server.card_seconds_per_byte, Some(5e-8));
     assert_eq!(cluster.network.link(0, 3).latency_seconds, 1e-4);
+}
+
+/// A quadratic of 100 parameters that counts as one of 1,000,000: exchanged by a ring, and pushed to a server.
+#[test]
+fn a_model_can_count_as_a_larger_one() {
+    let cluster = parse(&FILE.replace("version = 1", "version = 1\nmodel_bytes = 4_000_000")).unwrap();
+    assert_eq!(cluster.model_bytes, Some(4_000_000));
+    let run = |mode: &str, cluster: &SimCluster| {
+        let mut options = SimOptions { collective: "ring".into(), ..SimOptions::new(mode) };
+        options.limits.rounds = Some(1);
+        let learner = |rank| {
+            let sgd = SgdOptions { learning_rate: 0.05, momentum: 0.0, weight_decay: 0.0 };
+            let (dimension, statistics, seed, batch_size, noise) = (100, 0, 1, 32, 0.1);
+            let options = QuadraticOptions { dimension, statistics, seed, rank, batch_size, noise, sgd };
+            Ok(Box::new(Quadratic::new(options)?) as Box<dyn Learner>)
+        };
+        Simulation::new(cluster.clone(), options, learner).unwrap().run(&mut Unwatched).unwrap()
+    };
+    let own = SimCluster { model_bytes: None, ..cluster.clone() };
+    let (large, small) = (run("sync", &cluster), run("sync", &own));
+    assert_eq!(
+        (small.bytes(), large.bytes()),
+        (4 * 600, 4 * 6_000_000),
+        "2·3/4 of the vector from each of four"
+    );
+    // Six messages of a megabyte, one after the other, over the slowest link: 10 ms each.
+    let longer = large.seconds - small.seconds;
+    assert!((0.055..0.075).contains(&longer), "{longer}");
+    let (large, small) = (run("async", &cluster), run("async", &own));
+    assert_eq!(large.bytes(), 10_000 * small.bytes());
+    assert_eq!(large.parameters, small.parameters, "what trains is the same");
 }
 
 #[test]
@@ -135,6 +167,8 @@ fn what_is_wrong_is_said_with_its_line() {
     check("step_seconds = 0.5\n", "", &["line 30", "give step_seconds"]);
     check("cores = 1", "cores = 0", &["line 10", "host b: cores is 0"]);
     check("version = 1", "version = 1\nexchange_seconds = -0.5", &["exchange_seconds is -0.5"]);
+    check("version = 1", "version = 1\nmodel_bytes = 0", &["a model of 0 bytes"]);
+    check("version = 1", "version = 1\nmodel_bytes = -4", &["line 2", "model_bytes"]);
 }
 
 #[test]

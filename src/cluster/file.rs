@@ -34,6 +34,7 @@ struct File {
     workers: Vec<Spanned<BehaviourEntry>>,
     server: Option<Spanned<ServerEntry>>,
     exchange_seconds: Option<f64>,
+    model_bytes: Option<u64>,
 }
 
 /// In which line of the text something begins.
@@ -145,7 +146,7 @@ impl File {
         let behaviours = self.workers.into_iter().map(|entry| lines.with(entry)).collect();
         let server = self.server.map(|entry| lines.with(entry));
         Ok(Cluster {
-            simulated: Simulated::new(behaviours, server, self.exchange_seconds)?,
+            simulated: Simulated::new(behaviours, server, self.exchange_seconds, self.model_bytes)?,
             transport: self.transport.unwrap_or_else(|| "any".into()),
             measured_at: self.measured_at,
             measured_with: self.measured_with,

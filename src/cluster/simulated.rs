@@ -17,6 +17,8 @@ pub(crate) struct Simulated {
     pub(crate) server_card_seconds_per_byte: Option<f64>,
     /// Seconds of every exchange, instead of what the algorithm's schedule needs.
     pub(crate) exchange_seconds: Option<f64>,
+    /// Bytes that the model counts as where it travels, in f32.
+    pub(crate) model_bytes: Option<u64>,
 }
 
 /// An entry of `[[workers]]`: for the ranks of a list, or for the next so many ranks.
@@ -60,8 +62,9 @@ impl Simulated {
         workers: Vec<(usize, BehaviourEntry)>,
         server: Option<(usize, ServerEntry)>,
         exchange_seconds: Option<f64>,
+        model_bytes: Option<u64>,
     ) -> Result<Self, String> {
-        let mut simulated = Simulated { workers, exchange_seconds, ..Simulated::default() };
+        let mut simulated = Simulated { workers, exchange_seconds, model_bytes, ..Simulated::default() };
         if let Some(seconds) = exchange_seconds {
             quantity("the file", "exchange_seconds", seconds)?;
         }

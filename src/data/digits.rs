@@ -28,6 +28,7 @@ pub(super) fn load() -> Result<Dataset> {
         channels: 1,
         height: 8,
         width: 8,
+        alphabet: None,
     };
     Ok(dataset.with_fixed_split(&all, TEST))
 }

@@ -60,6 +60,7 @@ fn given_split(name: &str, train: &Pair, test: &Pair) -> Result<Dataset> {
         channels: 1,
         height,
         width,
+        alphabet: None,
     })
 }
 
@@ -86,6 +87,7 @@ fn own_split(name: &str, pair: &Pair) -> Result<Dataset> {
         channels: 1,
         height,
         width,
+        alphabet: None,
     };
     Ok(dataset.with_fixed_split(&all, test))
 }

@@ -5,9 +5,11 @@
 //! | `digits` | 1,797 of 8×8 | 1,437 / 360 | embedded (`DIGITS-LICENCE.md`) |
 //! | `mnist`, `fashion-mnist` | 70,000 of 28×28 | 60,000 / 10,000 | IDX files in a directory |
 //! | the same, with the `t10k` files alone | 10,000 of 28×28 | 8,000 / 2,000 | IDX files in a directory |
+//! | `tinyshakespeare` | the characters of a text, each with the 16 before it | nine tenths / every 8th of the last tenth | any text file |
 //!
 //! Where this module splits into train and test itself, the split is shuffled and stratified (each class has the same share of
-//! both parts) and fixed: it does not depend on `--seed`, so that accuracies of different runs can be compared.
+//! both parts) and fixed: it does not depend on `--seed`, so that accuracies of different runs can be compared. A text is not
+//! shuffled: its end is tested on.
 
 mod batches;
 mod digits;
@@ -15,6 +17,7 @@ mod idx;
 mod partition;
 pub(crate) mod random;
 mod stratified;
+mod text;
 
 pub use batches::{BatchPosition, Batches};
 pub use partition::{Split, partition};
@@ -23,13 +26,15 @@ use crate::error::{Error, Result};
 use std::path::Path;
 
 /// What [`load`] accepts.
-pub const DATASET_NAMES: [&str; 3] = ["digits", "mnist", "fashion-mnist"];
+pub const DATASET_NAMES: [&str; 4] = ["digits", "mnist", "fashion-mnist", "tinyshakespeare"];
 
 /// Images and their classes.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Samples {
     /// Row-major, images × channels × height × width. [`load`] standardises them: over the training set, the mean is 0 and
     /// the standard deviation 1.
+    ///
+    /// Of a text, the numbers of its characters, of which the samples are overlapping pieces: [`image`](Samples::image).
     pub pixels: Vec<f32>,
     /// One class for each image, from 0.
     pub labels: Vec<i64>,
@@ -44,6 +49,29 @@ impl Samples {
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.labels.is_empty()
+    }
+
+    /// The values of one image, of which each has `image_len`.
+    ///
+    /// ```
+    /// let digits = esync::data::load("digits", None)?;
+    /// assert_eq!(digits.train.image(2, 64), &digits.train.pixels[128..192]);
+    /// # Ok::<(), esync::Error>(())
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// If there is no such image.
+    pub fn image(&self, index: usize, image_len: usize) -> &[f32] {
+        &self.pixels[index * self.stride(image_len)..][..image_len]
+    }
+
+    /// How many values lie between the beginnings of two images: as many as one has, unless they overlap.
+    pub(crate) fn stride(&self, image_len: usize) -> usize {
+        match self.len() {
+            0 | 1 => image_len,
+            images => (self.pixels.len() - image_len) / (images - 1),
+        }
     }
 
     /// At most `most` of the images at random, the same for the same seed. `image_len` is the number of values of one image.
@@ -67,8 +95,7 @@ impl Samples {
             labels: Vec::with_capacity(indices.len()),
         };
         for &index in indices {
-            let from = index as usize * image_len;
-            chosen.pixels.extend_from_slice(&self.pixels[from..from + image_len]);
+            chosen.pixels.extend_from_slice(self.image(index as usize, image_len));
             chosen.labels.push(self.labels[index as usize]);
         }
         chosen
@@ -94,6 +121,8 @@ pub struct Dataset {
     pub height: usize,
     /// Columns of an image.
     pub width: usize,
+    /// The characters that the values and the classes of a text are the numbers of; `None` for images.
+    pub alphabet: Option<Vec<char>>,
 }
 
 impl Dataset {
@@ -126,7 +155,8 @@ impl Dataset {
     }
 }
 
-/// Loads a data set: `digits` from the program itself, the others from the IDX files (plain or gzip) in `data_dir`.
+/// Loads a data set: `digits` from the program itself, `tinyshakespeare` from the text file `data_dir` (or `input.txt` in it),
+/// the others from the IDX files (plain or gzip) in `data_dir`.
 ///
 /// ```
 /// let digits = esync::data::load("digits", None)?;
@@ -140,6 +170,11 @@ impl Dataset {
 /// missing, truncated or malformed.
 pub fn load(dataset: &str, data_dir: Option<&Path>) -> Result<Dataset> {
     let loaded = match (dataset, data_dir) {
+        ("tinyshakespeare", Some(path)) => return text::load(dataset, path),
+        ("tinyshakespeare", None) => Err(Error::Usage(format!(
+            "the data set `{dataset}` is read from a file: give a plain text file, or a directory with input.txt in it, with \
+             --data-dir"
+        ))),
         ("digits", _) => digits::load(),
         ("mnist" | "fashion-mnist", Some(directory)) => idx::load(dataset, directory),
         ("mnist" | "fashion-mnist", None) => Err(Error::Usage(format!(

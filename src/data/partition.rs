@@ -14,6 +14,9 @@ pub enum Split {
     Iid,
     /// Sorted by class and cut into equal pieces: each worker sees one or two classes.
     ByClass,
+    /// In the data set's own order, cut into equal pieces: each worker has a stretch of a text. (Images are shuffled when they
+    /// are split into train and test, so that for those without a split of their own it is another `iid`.)
+    Contiguous,
     /// Each class is shared out in random proportions, more unequal the smaller this number is (above 0); workers then
     /// also differ in how many samples they hold.
     Dirichlet(f64),
@@ -26,12 +29,13 @@ impl FromStr for Split {
         match text {
             "iid" => Ok(Split::Iid),
             "by-class" => Ok(Split::ByClass),
+            "contiguous" => Ok(Split::Contiguous),
             _ => {
                 let alpha = text.strip_prefix("dirichlet:").and_then(|alpha| alpha.parse().ok());
                 alpha.filter(|&alpha: &f64| alpha.is_finite() && alpha > 0.0).map(Split::Dirichlet).ok_or_else(|| {
                     Error::Usage(format!(
-                        "there is no split `{text}`; there are `iid`, `by-class`, and `dirichlet:ALPHA` with a number \
-                         above 0, such as `dirichlet:0.5`"
+                        "there is no split `{text}`; there are `iid`, `by-class`, `contiguous`, and `dirichlet:ALPHA` with a \
+                         number above 0, such as `dirichlet:0.5`"
                     ))
                 })
             }
@@ -44,6 +48,7 @@ impl fmt::Display for Split {
         match self {
             Split::Iid => f.write_str("iid"),
             Split::ByClass => f.write_str("by-class"),
+            Split::Contiguous => f.write_str("contiguous"),
             Split::Dirichlet(alpha) => write!(f, "dirichlet:{alpha}"),
         }
     }
@@ -94,6 +99,7 @@ pub fn partition(labels: &[i64], split: Split, workers: usize, seed: u64) -> Res
             order.sort_by_key(|&index| labels[index as usize]);
             equal_pieces(&order, workers)
         }
+        Split::Contiguous => equal_pieces(&order, workers),
         Split::Dirichlet(alpha) => {
             shuffle(&mut order, &mut rng);
             order.sort_by_key(|&index| labels[index as usize]);

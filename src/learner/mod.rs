@@ -39,7 +39,7 @@ use serde::{Deserialize, Serialize};
 use std::ops::{AddAssign, Range};
 
 /// The networks that come with the library (built with the feature `torch`).
-pub const NETWORK_NAMES: [&str; 5] = ["logistic", "mlp", "mlp-bn", "lenet", "lenet-bn"];
+pub const NETWORK_NAMES: [&str; 6] = ["logistic", "mlp", "mlp-bn", "lenet", "lenet-bn", "char-mlp"];
 
 /// What the runtime needs of a model: flat buffers, steps, and a share of an evaluation.
 pub trait Learner {

@@ -7,6 +7,7 @@
 //! | `mlp-bn` | the same, normalised before the ReLU |
 //! | `lenet` | 6 and 16 convolutions of 5×5 (padding 2), each with ReLU and 2×2 max-pooling; 120 and 84 units |
 //! | `lenet-bn` | the same, with the convolutions normalised before the ReLU |
+//! | `char-mlp` | for a text: 16 numbers for each character, those of the whole context into 128 hidden units, ReLU |
 //!
 //! Weights and biases start uniform in ±1/√(inputs), as PyTorch's do, out of our own generator: the same on every rank
 //! and machine, whatever libtorch's global generator has been used for.
@@ -17,25 +18,45 @@ use crate::data::random::{generator, symmetric};
 use crate::error::{Error, Result};
 use rand_chacha::ChaCha8Rng;
 use tch::nn::{self, Init, Path, SequentialT};
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 const HIDDEN: i64 = 128;
 const KERNEL: i64 = 5;
+
+/// Numbers that stand for a character.
+const CHARACTER_FEATURES: i64 = 16;
+
+/// Networks for texts; all others are for images.
+const TEXT_NETWORKS: [&str; 1] = ["char-mlp"];
 
 /// Each of LeNet's two pooling layers halves height and width.
 const LENET_SHRINKS_BY: usize = 4;
 
 /// Makes a network for the images of `dataset` below `path`, whose variables it adds.
 ///
-/// Its input is images × channels × height × width; its output images × classes, before the soft-max.
+/// Its input is images × channels × height × width; its output images × classes, before the soft-max. A text's images are
+/// 1 × 1 × context.
 ///
 /// # Errors
 ///
-/// [`Error::Usage`] for an unknown name, or if the images are too small for the network; [`Error::Environment`] if `path`
+/// [`Error::Usage`] for an unknown name, or if the network is not for such data, or the images too small for it; [`Error::Environment`] if `path`
 /// is not in the CPU's memory.
 pub fn network(name: &str, path: &Path, dataset: &Dataset, seed: u64) -> Result<SequentialT> {
     if path.device() != Device::Cpu {
         return Err(Error::Environment("the built-in networks run on the CPU only".into()));
+    }
+    if NETWORK_NAMES.contains(&name) && TEXT_NETWORKS.contains(&name) != dataset.alphabet.is_some() {
+        let (kind, fitting): (_, Vec<&str>) = match dataset.alphabet {
+            Some(_) => ("a text", TEXT_NETWORKS.to_vec()),
+            None => {
+                ("images", NETWORK_NAMES.into_iter().filter(|name| !TEXT_NETWORKS.contains(name)).collect())
+            }
+        };
+        return Err(Error::Usage(format!(
+            "the data set `{}` is {kind}, for which the network `{name}` is not made; use --network {}",
+            dataset.name,
+            fitting.join(", ")
+        )));
     }
     let mut maker = Maker { path, rng: generator(b"initpars", seed, 0, 0), network: nn::seq_t() };
     let (inputs, classes) = (dataset.image_len() as i64, dataset.classes as i64);
@@ -62,6 +83,11 @@ pub fn network(name: &str, path: &Path, dataset: &Dataset, seed: u64) -> Result<
             maker = maker.convolution("conv2", 6, 16, normalised.then_some("bn2"));
             maker = maker.flatten().linear("fc1", features, 120).relu().linear("fc2", 120, 84).relu();
             Ok(maker.linear("fc3", 84, classes).network)
+        }
+        "char-mlp" => {
+            let features = CHARACTER_FEATURES * inputs;
+            maker = maker.flatten().embedding("embedding", classes, CHARACTER_FEATURES);
+            Ok(maker.flatten().linear("fc1", features, HIDDEN).relu().linear("fc2", HIDDEN, classes).network)
         }
         _ => Err(Error::Usage(format!(
             "there is no network `{name}`; there are {}",
@@ -91,6 +117,16 @@ impl Maker<'_> {
         let mut layer = nn::linear(self.path / name, inputs, outputs, config);
         self.fill([Some(&mut layer.ws), layer.bs.as_mut()], inputs);
         self.network = self.network.add(layer);
+        self
+    }
+
+    /// Numbers that stand for each of `characters` characters.
+    fn embedding(mut self, name: &str, characters: i64, features: i64) -> Self {
+        let config = nn::EmbeddingConfig { ws_init: EMPTY, ..Default::default() };
+        let mut layer = nn::embedding(self.path / name, characters, features, config);
+        // Uniform in ±1: there is nothing to sum up.
+        self.fill([Some(&mut layer.ws), None], 1);
+        self.network = self.network.add_fn(|numbers| numbers.to_kind(Kind::Int64)).add(layer);
         self
     }
 

@@ -142,13 +142,13 @@ impl TorchLearner {
 
     fn fetch_batch(&mut self) {
         let image_len = self.dataset.image_len();
-        let Samples { pixels, labels } = &self.dataset.train;
+        let train = &self.dataset.train;
         let images = elements_mut::<f32>(&mut self.images).chunks_exact_mut(image_len);
         let classes = elements_mut::<i64>(&mut self.labels);
         for ((&index, image), class) in self.batches.next_batch().iter().zip(images).zip(classes) {
             let index = index as usize;
-            image.copy_from_slice(&pixels[index * image_len..(index + 1) * image_len]);
-            *class = labels[index];
+            image.copy_from_slice(train.image(index, image_len));
+            *class = train.labels[index];
         }
     }
 
@@ -179,12 +179,13 @@ impl TorchLearner {
     /// Loss and right answers on some images, without touching the statistics.
     fn evaluate_batch(&self, samples: &Samples, range: Range<usize>) -> Result<Evaluation, TchError> {
         let image_len = self.dataset.image_len();
-        let pixels = &samples.pixels[range.start * image_len..range.end * image_len];
+        let stride = samples.stride(image_len);
+        let pixels = &samples.pixels[range.start * stride..(range.end - 1) * stride + image_len];
         let classes = &samples.labels[range.clone()];
         let sizes = image_sizes(&self.dataset, range.len());
-        let strides = row_major_strides(sizes);
-        // SAFETY: `pixels` has as many f32 as the product of the sizes, and outlives the tensor, which does not leave this
-        // function: an evaluation keeps no graph. Nothing writes into it.
+        let strides = strides(sizes, stride);
+        // SAFETY: `pixels` begins with the first image and ends with the last, which begin `stride` apart; it outlives the
+        // tensor, which does not leave this function: an evaluation keeps no graph. Nothing writes into it.
         let images =
             unsafe { Tensor::from_blob(pixels.as_ptr().cast(), &sizes, &strides, Kind::Float, Device::Cpu) };
         // SAFETY: the same, with as many i64 as there are images.
@@ -291,8 +292,9 @@ fn image_sizes(dataset: &Dataset, images: usize) -> [i64; 4] {
     [images, dataset.channels, dataset.height, dataset.width].map(|size| size as i64)
 }
 
-fn row_major_strides([_, channels, height, width]: [i64; 4]) -> [i64; 4] {
-    [channels * height * width, height * width, width, 1]
+/// Row-major, of images that begin `between` values apart.
+fn strides([_, _, height, width]: [i64; 4], between: usize) -> [i64; 4] {
+    [between as i64, height * width, width, 1]
 }
 
 /// How many threads libtorch may use for one operation when called from this thread. Call it on every thread that trains:

@@ -19,10 +19,10 @@ pub enum Axis {
 /// What `esync plot` is asked for.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Flags {
-    /// Directories that esync-train wrote
+    /// Directories that esync-train or esync sim wrote; that of a comparison stands for one run of each of its modes
     #[arg(required = true, value_name = "RUN")]
     pub runs: Vec<PathBuf>,
-    /// Where the pictures go; files of the same names are replaced [default: RUN/plots, for several runs plots]
+    /// Where the pictures go; files of the same names are replaced [default: RUN/plots, for several of them plots]
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
     /// Tell the story of this round (from 1) in sentences instead of drawing

@@ -1,10 +1,11 @@
 //! `esync plot`: pictures of runs, one page with all of them, and the story of a round.
 //!
-//! A run is a directory that `esync-train` wrote. Its `metrics.jsonl` may be long, so it is streamed: one pass for the
+//! A run is a directory that `esync-train` or `esync sim` wrote; the directory of a comparison stands for its runs. A run's `metrics.jsonl` may be long, so it is streamed: one pass for the
 //! figures, one for the stretch that the timeline shows, one for the round that is explained.
 
 mod bars;
 mod canvas;
+mod comparison;
 mod explain;
 mod flags;
 mod heat;
@@ -40,16 +41,18 @@ struct Picture {
 /// `Usage` for flags that make no sense; `Data` with file and line for a run that cannot be read; `File` if the pictures
 /// cannot be written.
 pub fn plot(flags: &Flags) -> Result<String> {
+    let (folders, notes_on_folders) = comparison::runs(&flags.runs)?;
     if let Some(round) = flags.explain {
-        return match &flags.runs[..] {
+        return match &folders[..] {
             [run] => explain::explain(run, round),
             _ => Err(Error::Usage("--explain tells of one run: give one directory".into())),
         };
     }
     flags.check()?;
-    let mut runs = flags.runs.iter().map(|folder| Run::read(folder)).collect::<Result<Vec<_>>>()?;
+    let mut runs = folders.iter().map(|folder| Run::read(folder)).collect::<Result<Vec<_>>>()?;
     run::name_runs(&mut runs);
     let (pictures, mut notes) = pictures(&runs, flags)?;
+    notes.extend(notes_on_folders);
     let page = page::page(&runs, &pictures);
 
     let out = flags.out.clone().unwrap_or_else(|| match &flags.runs[..] {

@@ -22,6 +22,11 @@ pub(super) fn config(folder: &Path) -> Result<Config> {
     })
 }
 
+/// A file of JSON of which only some is looked at.
+pub(super) fn json<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    serde_json::from_str(&text(path)?).map_err(|e| damaged(path, e.line() as u64, &words(&e)))
+}
+
 /// `None` for a run that has not ended.
 pub(super) fn summary(folder: &Path) -> Result<Option<Summary>> {
     let path = folder.join("summary.json");

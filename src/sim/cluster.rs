@@ -24,6 +24,9 @@ pub struct SimCluster {
     pub server: ServerPlace,
     /// Seconds of every exchange, instead of what the collective's schedule needs in this network.
     pub exchange_seconds: Option<f64>,
+    /// Bytes that all parameters together count as where they travel in f32, instead of the trained model's own: a small
+    /// model then takes the time and the traffic of a large one. Parts and narrow wires count in proportion.
+    pub model_bytes: Option<u64>,
 }
 
 /// The way to the parameter server, and what all workers share of it.
@@ -37,6 +40,9 @@ pub struct ServerPlace {
 
 const NOTHING: Link = Link { latency_seconds: 0.0, message_seconds: 0.0, seconds_per_byte: 0.0 };
 
+/// Sixteen terabytes: beyond it schedules would be longer than memory.
+const MOST_MODEL_BYTES: u64 = 1 << 44;
+
 impl SimCluster {
     /// A worker for each element of `step_seconds`, on a host of its own, in a network that costs nothing.
     pub fn of_steps(step_seconds: &[f64]) -> Self {
@@ -45,6 +51,7 @@ impl SimCluster {
             workers: step_seconds.iter().map(|&seconds| WorkerBehaviour::constant(seconds)).collect(),
             server: ServerPlace { link: None, card_seconds_per_byte: None },
             exchange_seconds: Some(0.0),
+            model_bytes: None,
         }
     }
 
@@ -58,6 +65,11 @@ impl SimCluster {
     /// The same with exchanges that take so long, whatever they carry.
     pub fn with_exchange_seconds(self, seconds: f64) -> Self {
         SimCluster { exchange_seconds: Some(seconds), ..self }
+    }
+
+    /// The same with a model that counts as so many bytes where it travels.
+    pub fn with_model_bytes(self, bytes: u64) -> Self {
+        SimCluster { model_bytes: Some(bytes), ..self }
     }
 
     /// How many workers there are.
@@ -81,6 +93,11 @@ impl SimCluster {
             self.exchange_seconds.filter(|seconds| !(*seconds >= 0.0 && seconds.is_finite()))
         {
             return Err(Error::Usage(format!("an exchange of {seconds} s; it must not be negative")));
+        }
+        if let Some(bytes) = self.model_bytes.filter(|bytes| !(1..=MOST_MODEL_BYTES).contains(bytes)) {
+            return Err(Error::Usage(format!(
+                "a model of {bytes} bytes; it must be 1 to {MOST_MODEL_BYTES}"
+            )));
         }
         (0..self.size()).try_for_each(|rank| self.workers[rank].check(&format!("worker {rank}")))
     }

@@ -135,6 +135,7 @@ mod tests {
     use super::*;
     use crate::policy::LocalSteps;
     use crate::reduce::WireFormat;
+    use crate::sim::wire::Scale;
 
     #[test]
     fn the_sum_does_not_depend_on_the_order_of_arrival() {
@@ -154,7 +155,8 @@ mod tests {
                 };
                 exchange.arrive(member, member);
             }
-            exchange.reduce(&[0.5, 0.25, 1.0, 2.0, 0.125], &mut Wire::new(WireFormat::F32), None);
+            let mut wire = Wire::new(WireFormat::F32, Scale::new(None, 3));
+            exchange.reduce(&[0.5, 0.25, 1.0, 2.0, 0.125], &mut wire, None);
             exchange.result().to_vec()
         };
         let expected = sum(&[0, 1, 2, 3, 4]);

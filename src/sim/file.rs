@@ -26,6 +26,12 @@ impl SimCluster {
 
     /// Understands the text of a cluster file; `path` is for errors, and where trace files are looked for.
     ///
+    /// A cluster file is a topology file with these keys more: `[[workers]]` (for the next `count` ranks, or for `ranks`), with
+    /// one of `step_seconds` (to `step_seconds_to`, in equal ratios), `trace` and `trace_file`, and `jitter`, `pauses`,
+    /// `dies_at_seconds` and `memory_bytes`; `[server]` with `latency_seconds`, `bandwidth_bytes_per_second` and
+    /// `card_bandwidth_bytes_per_second`; [`exchange_seconds`](SimCluster::exchange_seconds) and
+    /// [`model_bytes`](SimCluster::model_bytes).
+    ///
     /// ```
     /// let text = r#"
     /// version = 1
@@ -96,10 +102,12 @@ impl SimCluster {
             card_seconds_per_byte: network.simulated.server_card_seconds_per_byte,
         };
         let exchange_seconds = network.simulated.exchange_seconds;
+        let model_bytes = network.simulated.model_bytes;
         let cluster = SimCluster {
             workers: workers.into_iter().flatten().collect(),
             server,
             exchange_seconds,
+            model_bytes,
             network,
         };
         cluster.check().map_err(|error| wrong(error.to_string()))?;

@@ -2,6 +2,7 @@
 
 use super::cluster::SimCluster;
 use super::queue::{Nanoseconds, nanoseconds};
+use super::wire::Scale;
 use crate::cluster::{Cluster, Link};
 use crate::collective::auto::{Knowledge, Origin, Question};
 use crate::collective::{
@@ -29,6 +30,7 @@ pub(super) struct Network {
     collective: Arc<dyn Collective>,
     fixed_seconds: Option<f64>,
     element_bytes: usize,
+    scale: Scale,
     costs: HashMap<usize, ExchangeCost>,
     entry_seconds: Option<f64>,
     servers: Vec<Link>,
@@ -50,6 +52,7 @@ impl Network {
         collective: &str,
         servers: Option<usize>,
         wire: WireFormat,
+        scale: Scale,
     ) -> Result<Self> {
         let collective: Arc<dyn Collective> = match (collective, wire) {
             // What the transport does by itself has no schedule to be simulated.
@@ -68,6 +71,7 @@ impl Network {
             collective,
             fixed_seconds: cluster.exchange_seconds,
             element_bytes,
+            scale,
             costs: HashMap::new(),
             entry_seconds: None,
             servers: links,
@@ -90,7 +94,7 @@ impl Network {
         if let Some(cost) = self.costs.get(&count) {
             return Ok(cost.clone());
         }
-        let cost = self.work_out(count)?;
+        let cost = self.work_out(self.scale.apply(count as u64) as usize)?;
         self.costs.insert(count, cost.clone());
         Ok(cost)
     }
@@ -207,15 +211,20 @@ fn entry_seconds(cluster: &Cluster) -> f64 {
 mod tests {
     use super::*;
 
+    /// Each element counts as itself.
+    fn own() -> Scale {
+        Scale::new(None, 1)
+    }
+
     #[test]
     fn a_servers_card_takes_one_message_after_the_other() {
         let link = Link { latency_seconds: 1e-3, message_seconds: 0.0, seconds_per_byte: 1e-6 };
         let cluster = SimCluster::of_steps(&[1.0, 1.0]).with_link(link);
-        let mut network = Network::new(&cluster, "ring", None, WireFormat::F32).unwrap();
+        let mut network = Network::new(&cluster, "ring", None, WireFormat::F32, own()).unwrap();
         assert_eq!(network.reach_server(0, 0, 1000), 2_000_000);
         assert_eq!(network.reach_server(0, 1, 1000), 3_000_000, "behind the first");
         assert_eq!(network.leave_server(0, 1, 1000), 2_000_000, "the other direction is free");
-        let mut two = Network::new(&cluster, "ring", Some(2), WireFormat::F32).unwrap();
+        let mut two = Network::new(&cluster, "ring", Some(2), WireFormat::F32, own()).unwrap();
         two.reach_server(0, 0, 1000);
         assert_eq!(two.reach_server(0, 1, 1000), 2_000_000, "each of two servers takes half");
     }
@@ -223,11 +232,14 @@ mod tests {
     #[test]
     fn an_exchange_costs_what_the_schedule_sends() {
         let cluster = SimCluster::of_steps(&[1.0; 4]);
-        let mut network = Network::new(&cluster, "ring", None, WireFormat::F32).unwrap();
+        let mut network = Network::new(&cluster, "ring", None, WireFormat::F32, own()).unwrap();
         let cost = network.exchange(100).unwrap();
         assert_eq!(cost.bytes_sent[..], [600; 4], "2·3/4 of the vector");
         assert_eq!(cost.duration, 0, "a network that costs nothing");
         network.restrict(&cluster, &[0, 2]);
         assert_eq!(network.exchange(100).unwrap().bytes_sent[..], [400; 2]);
+        let scale = Scale::new(Some(400_000), 100);
+        let mut larger = Network::new(&cluster, "ring", None, WireFormat::F32, scale).unwrap();
+        assert_eq!(larger.exchange(100).unwrap().bytes_sent[..], [600_000; 4], "a larger model");
     }
 }

@@ -9,7 +9,7 @@ use super::queue::{Nanoseconds, Phase, Queue, nanoseconds, seconds};
 use super::record::{Record, TraceEntry};
 use super::service::{Message, Service};
 use super::watch::{SimStep, Unwatched, Watch};
-use super::wire::{Feedback, Wire};
+use super::wire::{Feedback, Scale, Wire};
 use super::worker::{Delivery, Doing, Worker};
 use crate::error::{Error, Result};
 use crate::learner::Learner;
@@ -160,9 +160,11 @@ impl Simulation {
                 Some(Service::new(coordinator, store, size))
             }
         };
+        let elements = workers.first().map_or(0, |worker| worker.learner.layout().len);
+        let scale = Scale::new(cluster.model_bytes, elements);
         Ok(Simulation {
-            network: Network::new(&cluster, &options.collective, options.servers, options.wire)?,
-            wire: Wire::new(options.wire),
+            network: Network::new(&cluster, &options.collective, options.servers, options.wire, scale)?,
+            wire: Wire::new(options.wire, scale),
             progress: Progress::new(options.limits.clone(), learner(size)?),
             scheme,
             job,

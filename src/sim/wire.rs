@@ -1,4 +1,4 @@
-//! What a narrow wire does to numbers.
+//! What a narrow wire does to numbers, and how many bytes they are.
 
 use crate::reduce::WireFormat;
 use crate::transport::Rank;
@@ -19,15 +19,33 @@ impl Feedback {
     }
 }
 
+/// How much larger than the model that trains is the one that travels.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Scale(f64);
+
+impl Scale {
+    /// With which `elements` f32 count as `model_bytes`, if that is given.
+    pub(super) fn new(model_bytes: Option<u64>, elements: usize) -> Self {
+        let own = (size_of::<f32>() * elements.max(1)) as f64;
+        Scale(model_bytes.map_or(1.0, |bytes| bytes as f64 / own))
+    }
+
+    /// What so many elements, or bytes, count as.
+    pub(super) fn apply(self, count: u64) -> u64 {
+        (self.0 * count as f64).round() as u64
+    }
+}
+
 /// A wire with its own scratch space.
 pub(super) struct Wire {
     format: WireFormat,
+    scale: Scale,
     scratch: Vec<u8>,
 }
 
 impl Wire {
-    pub(super) fn new(format: WireFormat) -> Self {
-        Wire { format, scratch: Vec::new() }
+    pub(super) fn new(format: WireFormat, scale: Scale) -> Self {
+        Wire { format, scale, scratch: Vec::new() }
     }
 
     /// What these values are when they arrive. `left` is what was rounded off the last time, and then what is now.
@@ -56,7 +74,7 @@ impl Wire {
     /// Bytes of a vector of `len` elements, of which the first `trainable` are narrowed.
     pub(super) fn bytes(&self, len: usize, trainable: usize) -> u64 {
         let statistics = size_of::<f32>() * (len - trainable);
-        (self.format.encoded_bytes(trainable) + statistics) as u64
+        self.scale.apply((self.format.encoded_bytes(trainable) + statistics) as u64)
     }
 }
 
@@ -66,10 +84,11 @@ mod tests {
 
     #[test]
     fn a_narrow_wire_rounds() {
+        let own = Scale::new(None, 3);
         let mut values = [0.1_f32, 1.0, -3.3];
-        Wire::new(WireFormat::F32).round(&mut values, None);
+        Wire::new(WireFormat::F32, own).round(&mut values, None);
         assert_eq!(values, [0.1, 1.0, -3.3]);
-        let mut wire = Wire::new(WireFormat::F16);
+        let mut wire = Wire::new(WireFormat::F16, own);
         wire.round(&mut values, None);
         assert!(values[0] != 0.1 && (values[0] - 0.1).abs() < 1e-4 && values[1] == 1.0);
         assert_eq!(wire.bytes(5, 3), 3 * 2 + 2 * 4);
@@ -77,7 +96,7 @@ mod tests {
 
     #[test]
     fn what_is_rounded_off_comes_the_next_time() {
-        let mut wire = Wire::new(WireFormat::Int8);
+        let mut wire = Wire::new(WireFormat::Int8, Scale::new(None, 2));
         // A step of the block is 1, of which 0.3 is too little to be sent before it has come four times.
         let (mut left, mut sent) = (Vec::new(), 0.0);
         let mut arrivals = Vec::new();
@@ -92,5 +111,16 @@ mod tests {
         let mut lost = [127.0, 0.3];
         wire.round(&mut lost, None);
         assert_eq!(lost[1], 0.0);
+    }
+
+    #[test]
+    fn a_model_can_count_as_a_larger_one() {
+        let scale = Scale::new(Some(4_000_000), 100);
+        let bytes = |format, len| Wire::new(format, scale).bytes(len, len);
+        assert_eq!(bytes(WireFormat::F32, 100), 4_000_000);
+        assert_eq!(bytes(WireFormat::F32, 25), 1_000_000, "a part of it");
+        assert_eq!(bytes(WireFormat::F16, 100), 2_000_000);
+        assert_eq!(bytes(WireFormat::F32, 0), 0);
+        assert_eq!(Scale::new(None, 7).apply(u64::from(u32::MAX)), u64::from(u32::MAX));
     }
 }

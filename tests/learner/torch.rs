@@ -17,6 +17,20 @@ fn options(rank: usize) -> TorchOptions {
     TorchOptions { batch_size: 32, learning_rate: 0.05, momentum: 0.9, weight_decay: 0.0, seed: 1, rank }
 }
 
+/// Those that can be tried on digits.
+fn of_images() -> impl Iterator<Item = &'static str> {
+    NETWORK_NAMES.into_iter().filter(|name| !name.starts_with("char-"))
+}
+
+/// Sentences of words in no order.
+fn text() -> Arc<Dataset> {
+    let words = ["the ", "cat ", "sat ", "on ", "a ", "mat. ", "dog ", "ran "];
+    let text: String = (0..1500_usize).map(|i| words[i * i % 61 % words.len()]).collect();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), text).unwrap();
+    Arc::new(data::load("tinyshakespeare", Some(file.path())).unwrap())
+}
+
 fn whole(dataset: &Dataset) -> Vec<u32> {
     (0..dataset.train.len() as u32).collect()
 }
@@ -28,7 +42,7 @@ fn learner(network: &str, options: TorchOptions) -> TorchLearner {
 
 #[test]
 fn networks_keep_the_contract() {
-    for network in NETWORK_NAMES {
+    for network in of_images() {
         assert_contract(|rank| learner(network, options(rank)));
     }
 }
@@ -49,6 +63,42 @@ fn networks_learn_digits_in_400_steps() {
         let (accuracy, milliseconds) = accuracy_after(&mut learner(network, options(0)), 400);
         println!("{network} on digits: accuracy {accuracy:.4} after 400 steps of {milliseconds:.3} ms");
         assert!(accuracy >= expected, "{network}: {accuracy}");
+    }
+}
+
+#[test]
+fn char_mlp_keeps_the_contract_and_learns_a_text() {
+    let text = text();
+    let new = |rank| {
+        set_threads(1);
+        TorchLearner::new("char-mlp", text.clone(), whole(&text), options(rank)).unwrap()
+    };
+    assert_contract(new);
+    let mut learner = new(0);
+    let before = evaluate(&mut learner, 1);
+    let (accuracy, milliseconds) = accuracy_after(&mut learner, 400);
+    println!("char-mlp: accuracy {accuracy:.4} after 400 steps of {milliseconds:.3} ms");
+    // Three letters of most words follow from the first.
+    assert!(before.accuracy() < 0.4 && accuracy > 0.7, "{} {accuracy}", before.accuracy());
+    // Overlapping samples are measured as copies of them are.
+    let copies = Dataset { test: text.test.draw(16, text.test.len(), 1), ..(*text).clone() };
+    let mut other = TorchLearner::new("char-mlp", copies.into(), whole(&text), options(0)).unwrap();
+    other.parameters().copy_from_slice(learner.parameters());
+    let (a, b) = (evaluate(&mut learner, 1), evaluate(&mut other, 1));
+    assert_eq!((a.correct, a.samples), (b.correct, b.samples));
+    assert!((a.loss_sum - b.loss_sum).abs() < 1e-5 * a.loss_sum, "{} {}", a.loss_sum, b.loss_sum);
+}
+
+#[test]
+fn networks_refuse_data_of_the_other_kind() {
+    let text = text();
+    for (network, dataset, says) in
+        [("mlp", &text, "use --network char-mlp"), ("char-mlp", &DIGITS, "is images")]
+    {
+        let Err(error) = TorchLearner::new(network, dataset.clone(), whole(dataset), options(0)) else {
+            panic!("{network} accepted");
+        };
+        assert!(error.exit_code() == 2 && error.to_string().contains(says), "{error}");
     }
 }
 
@@ -159,7 +209,7 @@ fn largest_difference(flat: &[f32], tensor: &Tensor) -> f64 {
 
 #[test]
 fn gradients_are_autograds() {
-    for network in NETWORK_NAMES {
+    for network in of_images() {
         let mut reference = Reference::new(network);
         let mut learner = learner(network, options(0));
         let layout = learner.layout().clone();
