@@ -27,7 +27,7 @@ def adsp(simulator, options):
                    latency_seconds=EXCHANGE_SECONDS / 2, bandwidth=1e9, exchange_seconds=EXCHANGE_SECONDS)
     target, budget = ("2.4", "100000") if options.quick else ("2.2", "600000")
     flags = [*options.characters(), "--target-loss", target, "--max-samples", budget, "--eval-every", "960"]
-    rows = {name: simulator.compare(f"adsp-{mode}", text, mode, [*flags, *more], options.rates(0.05, 0.1, 0.2, 0.4),
+    rows = {name: simulator.compare(f"adsp-{mode}", text, mode, [*flags, *more], options.rates(0.05, 0.1, 0.2),
                                     options.seeds) for name, (mode, more) in POLICIES.items()}
     ours = {name: time_to_target(row) for name, row in rows.items()}
     theirs = {name: published for name, (published, _) in PUBLISHED.items()}

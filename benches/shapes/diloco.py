@@ -13,8 +13,8 @@ def diloco(simulator, options):
     budget = WORKERS * 32 * (500 if options.quick else 5000)
     # A target that nobody reaches: every run uses the whole budget, and its final loss counts.
     flags = [*options.characters(), "--target-loss", "0.01", "--max-samples", str(budget), "--eval-every", str(budget // 10)]
-    lengths = [50, 5] if options.quick else [PUBLISHED_LOCAL_STEPS, 100, 20, 5]
-    rates = options.rates(0.05, 0.1, 0.2, 0.4)
+    lengths = [50, 5] if options.quick else [PUBLISHED_LOCAL_STEPS, 100, 20]
+    rates = options.rates(0.02, 0.05, 0.1, 0.2)
     rows = {"sync": simulator.compare("diloco-sync", text, "sync", flags, rates, options.few_seeds)}
     for length in lengths:
         more = ["--local-steps", str(length)]

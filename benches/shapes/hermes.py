@@ -18,7 +18,7 @@ def hermes(simulator, options):
     flags = ["--network", "mlp", *options.mnist(), "--momentum", "0", "--target-accuracy", target, "--max-samples", "400000",
              "--eval-every", "1024"]
     text = simulator.built_in("edge-18")
-    rows = {name: simulator.compare(f"hermes-{number}", text, mode, [*flags, *more], options.rates(0.05, 0.1, 0.2, 0.4),
+    rows = {name: simulator.compare(f"hermes-{number}", text, mode, [*flags, *more], options.rates(0.05, 0.1, 0.2),
                                     options.seeds) for number, (name, (mode, more)) in enumerate(POLICIES.items())}
     time = {name: time_to_target(row) for name, row in rows.items()}
     sent = {name: median_of(row, lambda summary: summary["bytes_sent"]) for name, row in rows.items()}

@@ -40,7 +40,7 @@ def wbsp(simulator, options):
     target, budget = ("2.4", "100000") if options.quick else ("2.2", "400000")
     flags = [*options.characters(), "--target-loss", target, "--max-samples", budget, "--eval-every", "2560"]
     rows = {name: simulator.compare(f"wbsp-{mode}", ten_workers(MODELS["CNN"]), mode, [*flags, *more],
-                                    options.rates(0.05, 0.1, 0.2, 0.4), options.seeds)
+                                    options.rates(0.05, 0.1, 0.2), options.seeds)
             for name, (mode, more) in POLICIES.items()}
     times = {name: time_to_target(row) for name, row in rows.items()}
     others = {name: time for name, time in times.items() if not name.startswith("WBSP")}

@@ -35,6 +35,9 @@ pub fn command(flags: Flags) -> Result<i32> {
     let run = Run::new(&flags, Config::resolve(flags.train.clone())?)?;
     let out = run.config.out.clone().unwrap_or_else(|| free_folder(&run.config.mode));
     run.print_first_lines(&out);
+    // Workers compute one after the other, most of them too little for more than one thread.
+    #[cfg(feature = "torch")]
+    crate::learner::set_threads(run.config.threads.unwrap_or(1));
     let summary = run.carry_out(&out, true)?.summary;
     say(&format!("\n{}", summary.table()));
     if summary.reached_target == Some(false) {
