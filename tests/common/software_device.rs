@@ -1,5 +1,7 @@
 //! Runs tests and programs on the software device of `tests/software_cuda/`, which takes the place of CUDA's libraries.
 //!
+//! `SOFTWARE_CUDA_DELAYS=SEED:MICROSECONDS cargo test …` gives all tests these delays, to look for races.
+//!
 //! Needs `tests/common/process.rs` beside it.
 #![allow(dead_code, reason = "each test program uses its own part")]
 
@@ -16,6 +18,7 @@ pub(crate) const DRIVER: &str = "libcuda.so";
 pub(crate) const NVRTC: &str = "libnvrtc.so";
 pub(crate) const NCCL: &str = "libnccl.so";
 
+const DELAYS: &str = "SOFTWARE_CUDA_DELAYS";
 /// Says to a test program that it is the one that was started under the software device.
 const INSIDE: &str = "SOFTWARE_CUDA_INSIDE";
 /// In seconds; nothing in these tests takes longer, on however busy a machine.
@@ -64,16 +67,14 @@ impl SoftwareDevice {
 
     /// Pauses in streams, random up to so many microseconds, the same for a seed.
     pub(crate) fn delays(self, seed: u64, microseconds: u64) -> Self {
-        self.set("SOFTWARE_CUDA_DELAYS", format!("{seed}:{microseconds}"))
+        self.set(DELAYS, format!("{seed}:{microseconds}"))
     }
 
     /// Makes a program find the software device in place of CUDA.
     pub(crate) fn apply<'a>(&self, command: &'a mut Command) -> &'a mut Command {
+        let ours = ["SOFTWARE_CUDA_", "NCCL_", "CUDA_VISIBLE_DEVICES"];
         for (name, _) in std::env::vars_os() {
-            if name
-                .to_str()
-                .is_some_and(|name| name.starts_with("SOFTWARE_CUDA_") || name.starts_with("NCCL_"))
-            {
+            if ours.iter().any(|prefix| name.to_string_lossy().starts_with(prefix)) {
                 command.env_remove(name);
             }
         }
@@ -84,9 +85,11 @@ impl SoftwareDevice {
         }
         // What is compiled for this device must not be kept beside what was compiled for a GPU.
         command.env("LD_LIBRARY_PATH", path).env("XDG_CACHE_HOME", self.folder.path().join("cache"));
+        command.envs(self.settings.iter().map(|(name, value)| (name, value)));
+        if let Ok(delays) = std::env::var(DELAYS) {
+            command.env(DELAYS, delays);
+        }
         command
-            .env_remove("CUDA_VISIBLE_DEVICES")
-            .envs(self.settings.iter().map(|(name, value)| (name, value)))
     }
 
     /// Runs the test `name` of this program again, in a process of its own with the software device, where `body` runs.

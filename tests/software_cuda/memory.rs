@@ -109,6 +109,11 @@ pub(crate) fn is_device_pointer(address: u64) -> bool {
     (FIRST_POINTER..FIRST_POINTER + POINTERS).contains(&address)
 }
 
+/// Whose memory a device pointer can only be.
+pub(crate) fn device_of(pointer: u64) -> usize {
+    ((pointer - FIRST_POINTER) / DEVICE_SPAN) as usize
+}
+
 /// What a kernel gets for a device pointer.
 pub(crate) fn storage_of(pointer: u64) -> u64 {
     pointer + STORAGE_OFFSET

@@ -18,6 +18,8 @@ type Launch = unsafe extern "C" fn(*mut *mut c_void, *const u32, u64, u64);
 #[derive(Debug)]
 pub(crate) struct Module {
     library: *mut c_void,
+    /// The device in whose context it was loaded.
+    device: usize,
 }
 
 // SAFETY: the library is never closed, and looking up its symbols is allowed in every thread.
@@ -28,6 +30,7 @@ unsafe impl Sync for Module {}
 #[derive(Debug)]
 pub(crate) struct Function {
     pub(crate) name: &'static str,
+    pub(crate) device: usize,
     pub(crate) launch: Launch,
     pub(crate) parameter_bytes: Vec<usize>,
 }
@@ -77,7 +80,7 @@ impl Module {
     /// # Safety
     ///
     /// As of [`library_of`]; an image that claims to be a compiled file is run as one.
-    pub(crate) unsafe fn load(image: *const u8) -> Outcome<Arc<Self>> {
+    pub(crate) unsafe fn load(image: *const u8, device: usize) -> Outcome<Arc<Self>> {
         if image.is_null() {
             return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
         }
@@ -98,7 +101,7 @@ impl Module {
         }
         // Its file stays open with it: another file with the same number would pass for this one.
         std::mem::forget(file);
-        let module = Self { library };
+        let module = Self { library, device };
         let capability = settings().capability;
         let compiled_for = match module.symbol(ARCHITECTURE) {
             // SAFETY: the compiler was told to put a number there.
@@ -138,6 +141,6 @@ impl Module {
         };
         let parameter_bytes = sizes.iter().map(|&bytes| bytes as usize).collect();
         // Named in explanations of faults, which outlive everything.
-        Ok(Function { name: String::leak(name.to_owned()), launch, parameter_bytes })
+        Ok(Function { name: String::leak(name.to_owned()), device: self.device, launch, parameter_bytes })
     }
 }

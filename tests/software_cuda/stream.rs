@@ -132,6 +132,12 @@ impl Stream {
     }
 }
 
+/// The same for a call that also wants a current context, whichever stream it names: copies, launches, events.
+pub(crate) fn stream_for_work<H>(handle: *mut H) -> Outcome<Arc<Stream>> {
+    crate::device::current()?;
+    stream_of(handle)
+}
+
 /// The stream that a handle stands for. Null, and 1, are the legacy stream of the current context.
 pub(crate) fn stream_of<H>(handle: *mut H) -> Outcome<Arc<Stream>> {
     match handle.addr() {

@@ -301,3 +301,23 @@ fn a_trace_tells_what_was_asked_for() {
         assert!(has("wait cuMemcpyDtoHAsync_v2") && !has("wait cuStreamSynchronize"), "{text}");
     }
 }
+
+#[test]
+fn work_without_a_current_context_is_refused() {
+    let Some(device) = device() else { return };
+    device.run("driver::work_without_a_current_context_is_refused", || {
+        let context = context(0);
+        let stream = context.new_stream().unwrap();
+        let buffer = stream.alloc_zeros::<u8>(1).unwrap();
+        let address = cudarc::driver::DevicePtr::device_ptr(&buffer, &stream).0;
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                // SAFETY: the buffer has a byte.
+                let fill = || unsafe { result::memset_d8_async(address, 1, 1, stream.cu_stream()) };
+                assert_eq!(fill(), Err(DriverError(CUresult::CUDA_ERROR_INVALID_CONTEXT)));
+                context.bind_to_thread().unwrap();
+                assert_eq!(fill(), Ok(()));
+            });
+        });
+    });
+}

@@ -3,7 +3,7 @@
 use crate::software_device::{DRIVER, NVRTC, SoftwareDevice, is_inside};
 use cudarc::driver::sys::CUresult;
 use cudarc::driver::{
-    CudaContext, CudaFunction, DevicePtr, DeviceRepr, DriverError, LaunchConfig, PushKernelArg,
+    CudaContext, CudaFunction, CudaSlice, DevicePtr, DeviceRepr, DriverError, LaunchConfig, PushKernelArg,
 };
 use cudarc::nvrtc::{CompileError, CompileOptions, Ptx, compile_ptx_with_opts};
 use std::sync::Arc;
@@ -260,4 +260,27 @@ fn an_access_that_is_not_aligned_ends_the_program() {
         finished.lines_with("done with 4") == 1 && finished.lines_with("done with 1") == 0,
         "{finished:?}"
     );
+}
+
+#[test]
+fn memory_and_modules_of_another_device_are_refused() {
+    let Some(device) = device() else { return };
+    device.run("kernels::memory_and_modules_of_another_device_are_refused", || {
+        let contexts = [0, 1].map(|ordinal| CudaContext::new(ordinal).unwrap());
+        let streams = contexts.each_ref().map(|context| context.new_stream().unwrap());
+        let mut elsewhere = streams[1].alloc_zeros::<i32>(4).unwrap();
+        streams[1].synchronize().unwrap();
+        let fill = kernel(&contexts[0], "fill_int");
+        let start = |on: usize, into: &mut CudaSlice<i32>| {
+            // SAFETY: both launches are refused.
+            unsafe { streams[on].launch_builder(&fill).arg(into).arg(&1).arg(&4_u64).launch(geometry(1, 4)) }
+                .map(drop)
+        };
+        assert_eq!(start(1, &mut elsewhere), Err(DriverError(CUresult::CUDA_ERROR_INVALID_HANDLE)));
+        assert_eq!(start(0, &mut elsewhere), Ok(()));
+        assert_eq!(streams[0].synchronize(), Err(DriverError(CUresult::CUDA_ERROR_ILLEGAL_ADDRESS)));
+        assert_eq!(streams[1].clone_dtoh(&elsewhere).unwrap(), [0; 4]);
+        // Dropping what is left would complain of the same.
+        std::process::exit(0);
+    });
 }

@@ -3,7 +3,7 @@
 use crate::api::{CUresult, Outcome, code, complain};
 use crate::device;
 use crate::memory::{self, Place};
-use crate::stream::{Stream, stream_of};
+use crate::stream::{Stream, stream_for_work};
 use crate::trace;
 use cudarc::driver::sys::{CUcontext, CUdeviceptr, CUstream};
 use std::ffi::{c_uchar, c_uint, c_ushort, c_void};
@@ -66,7 +66,7 @@ fn still_there(
 /// In the order of a stream. Where pageable memory is written, the call waits, as CUDA's does.
 fn later(name: &'static str, to: u64, from: u64, bytes: usize, stream: CUstream) -> CUresult {
     code(|| {
-        let stream = stream_of(stream)?;
+        let stream = stream_for_work(stream)?;
         if copy(&stream, name, to, from, bytes)? {
             trace::wait(name);
             stream.mark().wait();
@@ -165,7 +165,7 @@ macro_rules! fills {
 
         #[unsafe(no_mangle)]
         extern "C" fn $later(to: CUdeviceptr, value: $value, count: usize, stream: CUstream) -> CUresult {
-            code(|| fill(stringify!($later), to, &value.to_ne_bytes(), count, &stream_of(stream)?))
+            code(|| fill(stringify!($later), to, &value.to_ne_bytes(), count, &stream_for_work(stream)?))
         }
     )*};
 }

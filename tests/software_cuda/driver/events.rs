@@ -4,7 +4,7 @@ use crate::api::{CUresult, code, complain, put};
 use crate::completion::Completion;
 use crate::device::{self, Device};
 use crate::handles::Handles;
-use crate::stream::stream_of;
+use crate::stream::stream_for_work;
 use crate::trace;
 use cudarc::driver::sys::{CUevent, CUevent_flags, CUstream};
 use std::ffi::c_uint;
@@ -50,7 +50,7 @@ extern "C" fn cuEventDestroy_v2(event: CUevent) -> CUresult {
 #[unsafe(no_mangle)]
 extern "C" fn cuEventRecord(event: CUevent, stream: CUstream) -> CUresult {
     code(|| {
-        let (event, stream) = (event_of(event)?, stream_of(stream)?);
+        let (event, stream) = (event_of(event)?, stream_for_work(stream)?);
         if event.device.ordinal != stream.device.ordinal {
             complain!(
                 "an event of device {} is recorded in a stream of device {}",

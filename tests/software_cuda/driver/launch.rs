@@ -3,11 +3,11 @@
 use super::modules::FUNCTIONS;
 use super::unsupported;
 use crate::api::{CUresult, Outcome, code, complain};
-use crate::device;
+use crate::device::{self, Device};
 use crate::memory;
 use crate::module::Function;
 use crate::settings::Pauses;
-use crate::stream::stream_of;
+use crate::stream::stream_for_work;
 use cudarc::driver::sys::{CUfunction, CUstream};
 use std::ffi::{c_uint, c_void};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -34,10 +34,14 @@ extern "C" fn cuLaunchKernel(
     code(|| {
         let (grid, block) = ([grid_x, grid_y, grid_z], [block_x, block_y, block_z]);
         let function = FUNCTIONS.get(function).ok_or(CUresult::CUDA_ERROR_INVALID_HANDLE)?;
-        let stream = stream_of(stream)?;
+        let stream = stream_for_work(stream)?;
         stream.device.check()?;
         if !extra.is_null() {
             return unsupported(format_args!("the parameter `extra` of cuLaunchKernel"));
+        }
+        if function.device != stream.device.ordinal {
+            complain!("{}: of a module of device {}, in a stream of another", function.name, function.device);
+            return Err(CUresult::CUDA_ERROR_INVALID_HANDLE);
         }
         if shared_bytes > 0 {
             return unsupported(format_args!(
@@ -46,8 +50,8 @@ extern "C" fn cuLaunchKernel(
             ));
         }
         check_geometry(function.name, grid, block)?;
-        let mut values = Values::read(&function, parameters)?;
         let device = stream.device;
+        let mut values = Values::read(&function, parameters, device)?;
         let mut pauses = Pauses::of_thread(LAUNCHES.fetch_add(1, Ordering::Relaxed));
         stream.submit(function.name, move || {
             if device.check().is_ok() {
@@ -81,7 +85,7 @@ fn check_geometry(name: &str, grid: [u32; 3], block: [u32; 3]) -> Outcome {
 struct Values(Vec<Vec<u64>>);
 
 impl Values {
-    fn read(function: &Function, parameters: *mut *mut c_void) -> Outcome<Self> {
+    fn read(function: &Function, parameters: *mut *mut c_void, device: &Device) -> Outcome<Self> {
         if parameters.is_null() && !function.parameter_bytes.is_empty() {
             return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
         }
@@ -93,6 +97,10 @@ impl Values {
                 value.copy_to_nonoverlapping(words.as_mut_ptr().cast(), bytes);
             }
             for word in words.iter_mut().filter(|word| memory::is_device_pointer(**word)) {
+                if memory::device_of(*word) != device.ordinal {
+                    complain!("{}: {word:#x} is not memory of device {}", function.name, device.ordinal);
+                    device.break_with(CUresult::CUDA_ERROR_ILLEGAL_ADDRESS);
+                }
                 *word = memory::storage_of(*word);
             }
             words

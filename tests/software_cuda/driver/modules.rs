@@ -15,9 +15,9 @@ pub(super) static FUNCTIONS: Handles<Function> = Handles::new();
 #[unsafe(no_mangle)]
 extern "C" fn cuModuleLoadData(module: *mut CUmodule, image: *const c_void) -> CUresult {
     code(|| {
-        device::current()?;
+        let device = device::current()?.ordinal;
         // SAFETY: callers give what NVRTC gave them, or a text.
-        put(module, MODULES.add(unsafe { Module::load(image.cast()) }?))
+        put(module, MODULES.add(unsafe { Module::load(image.cast(), device) }?))
     })
 }
 
@@ -36,13 +36,13 @@ extern "C" fn cuModuleLoadDataEx(
 #[unsafe(no_mangle)]
 extern "C" fn cuModuleLoad(module: *mut CUmodule, path: *const c_char) -> CUresult {
     code(|| {
-        device::current()?;
+        let device = device::current()?.ordinal;
         let mut image = std::fs::read(text(path)?).map_err(|_| CUresult::CUDA_ERROR_FILE_NOT_FOUND)?;
         // The header of a file that is too short must not be looked for behind it.
         image.resize(image.len().max(64), 0);
         image.push(0);
         // SAFETY: a zero ends it.
-        put(module, MODULES.add(unsafe { Module::load(image.as_ptr()) }?))
+        put(module, MODULES.add(unsafe { Module::load(image.as_ptr(), device) }?))
     })
 }
 

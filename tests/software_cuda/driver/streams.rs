@@ -4,7 +4,7 @@ use super::unsupported;
 use crate::api::{CUresult, code, complain, put};
 use crate::device;
 use crate::driver::events::EVENTS;
-use crate::stream::{STREAMS, stream_of};
+use crate::stream::{STREAMS, stream_for_work, stream_of};
 use crate::trace;
 use cudarc::driver::sys::{CUcontext, CUevent, CUhostFn, CUstream, CUstream_flags};
 use std::ffi::{c_int, c_uint, c_void};
@@ -66,7 +66,7 @@ extern "C" fn cuStreamQuery(stream: CUstream) -> CUresult {
 #[unsafe(no_mangle)]
 extern "C" fn cuStreamWaitEvent(stream: CUstream, event: CUevent, _flags: c_uint) -> CUresult {
     code(|| {
-        let stream = stream_of(stream)?;
+        let stream = stream_for_work(stream)?;
         let event = EVENTS.get(event).ok_or(CUresult::CUDA_ERROR_INVALID_HANDLE)?;
         // An event that was never recorded is no reason to wait.
         if let Some(point) = event.recorded() {
