@@ -12,6 +12,8 @@
 //! - **Memory.** A device pointer is a number that the host cannot read; fresh memory is poison; every copy is checked
 //!   against what is allocated at the call and again when it runs; a kernel that leaves its buffers ends the program, and
 //!   bytes written behind a buffer are found when it is freed. Addresses are not used twice.
+//! - **Hangs.** `cuMemFree` waits for all streams of the device, as the real one does, also for those of other ranks that share
+//!   it: a rank that frees memory between exchanges hangs where another rank's exchange waits for it.
 //! - **Arithmetic.** NVRTC hands the kernels to the host's C++ compiler (`shim.h`), so our own sources run. Accesses that are
 //!   not aligned, which a GPU refuses, end the program.
 //! - **NCCL.** Ranks are threads or processes of one host, connected by sockets. Sends wait for their receives, operations
