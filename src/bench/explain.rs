@@ -105,7 +105,7 @@ fn choice(flags: &Flags, knowledge: &Knowledge, question: Question, size: usize)
 /// Whether ranks would see each other's memory, so that `auto` has no choice to make.
 fn shares_memory(flags: &Flags) -> bool {
     match flags.transport {
-        TransportChoice::Mpi => false,
+        TransportChoice::Mpi | TransportChoice::Nccl => false,
         TransportChoice::Threads | TransportChoice::Shm => true,
         TransportChoice::Auto => flags.ranks_per_host.is_none(),
     }
@@ -117,6 +117,7 @@ fn knowledge(flags: &Flags, size: usize) -> Result<Knowledge> {
         TransportChoice::Threads => "threads",
         TransportChoice::Shm => "shm",
         TransportChoice::Mpi => "mpi",
+        TransportChoice::Nccl => "nccl",
         TransportChoice::Auto if announced_ranks().is_none() && flags.ranks_per_host.is_none() => "threads",
         TransportChoice::Auto => "mpi",
     };

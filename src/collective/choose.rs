@@ -26,6 +26,12 @@ impl Chosen {
         Chosen { collective: Arc::new(ParameterServer { servers: None }), label: "auto" }
     }
 
+    /// The name of a choice whose vectors travel between GPUs by NCCL.
+    #[cfg(feature = "cuda")]
+    pub(super) fn label_over_nccl(&self) -> &'static str {
+        LABELS_OVER_NCCL.get(self.label).map_or("over nccl", String::as_str)
+    }
+
     fn by_auto(collective: Arc<dyn Collective>) -> Self {
         let label = LABELS.get(collective.name()).map_or("auto", String::as_str);
         Chosen { collective, label }
@@ -35,6 +41,13 @@ impl Chosen {
 /// Names of what `auto` has chosen, so that a disagreement about it is a mismatch that says what each rank chose.
 static LABELS: LazyLock<HashMap<&'static str, String>> =
     LazyLock::new(|| COLLECTIVE_NAMES.iter().map(|&name| (name, format!("auto: {name}"))).collect());
+
+/// The same for vectors in GPU memory, where a rank with its vector in host memory could not take part.
+#[cfg(feature = "cuda")]
+static LABELS_OVER_NCCL: LazyLock<HashMap<&'static str, String>> = LazyLock::new(|| {
+    let labels = COLLECTIVE_NAMES.iter().copied().chain(LABELS.values().map(String::as_str));
+    labels.map(|label| (label, format!("{label} over nccl"))).collect()
+});
 
 type Key = (Operation, usize, ElementType);
 
@@ -53,6 +66,12 @@ impl Chooser {
     pub(super) fn new(auto: Auto) -> Self {
         let (unchosen, decided) = (Chosen::before_agreement(), HashMap::new());
         Chooser { auto, unchosen, knowledge: None, decided, last: None }
+    }
+
+    /// Forgets what was decided, because something else is possible now.
+    pub(super) fn forget(&mut self) {
+        self.decided.clear();
+        self.last = None;
     }
 }
 
@@ -146,7 +165,12 @@ impl Communicator {
     }
 
     fn native_reach(&self) -> NativeReach {
-        match (self.transport.shared().is_some(), self.transport.native().is_some()) {
+        #[cfg(feature = "cuda")]
+        if self.has_gpus && self.transport.nccl().is_some() {
+            return NativeReach::Opaque;
+        }
+        let is_shared = self.transport.shared().is_some() && !self.has_gpus;
+        match (is_shared, self.transport.native().is_some()) {
             (true, _) => NativeReach::Shared,
             (false, true) => NativeReach::Opaque,
             (false, false) => NativeReach::Absent,

@@ -1,5 +1,7 @@
 //! What a program calls: collectives on slices.
 
+#[cfg(feature = "cuda")]
+mod device;
 mod run;
 
 use super::choose::{Chooser, Chosen};
@@ -9,6 +11,7 @@ use super::executor::Workspace;
 use super::narrow::{Feedback, NarrowRoom};
 use super::plan::Plan;
 use super::{Collective, Entry, Kind, Member, Native, Order, SharedBuffer, Topology, part};
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::reduce::{Element, ElementType, Operator, WireFormat};
 use crate::transport::{Rank, Transport};
@@ -88,6 +91,13 @@ pub struct Communicator {
     room: direct::Room,
     said: Said,
     sequence: u64,
+    /// Some rank's vectors are on a GPU, so that memory which the hosts' ranks share does not hold all of them.
+    pub(super) has_gpus: bool,
+    #[cfg(feature = "cuda")]
+    /// The operation that is entered is on vectors in GPU memory.
+    enter_on_gpu: bool,
+    #[cfg(feature = "cuda")]
+    on_gpu: Option<device::OnGpu>,
     pub(super) failed: Option<Error>,
     pub(super) bytes_sent: u64,
     pub(super) bytes_received: u64,
@@ -129,6 +139,11 @@ impl Communicator {
             room: direct::Room::new(size),
             said: Said::default(),
             sequence: 0,
+            has_gpus: false,
+            #[cfg(feature = "cuda")]
+            enter_on_gpu: false,
+            #[cfg(feature = "cuda")]
+            on_gpu: None,
             failed: None,
             bytes_sent: 0,
             bytes_received: 0,
@@ -184,6 +199,37 @@ impl Communicator {
     /// Bytes that this rank has received in collectives, entry records excluded.
     pub fn bytes_received(&self) -> u64 {
         self.bytes_received
+    }
+
+    /// Tells all ranks where this rank's vectors lie, and learns it of them: the number of each rank's GPU, or `None` for the
+    /// CPU. To be called by all ranks before their first operation on vectors in GPU memory. From then on vectors travel as
+    /// messages, which CPUs and GPUs have in common, and not through memory that the ranks share.
+    ///
+    /// # Errors
+    /// As [`all_reduce`](Self::all_reduce); `Usage` if the transport is `nccl` and a rank has no GPU; `Environment` if this
+    /// rank's GPU cannot be used.
+    pub fn agree_devices(&mut self, device: &Device) -> Result<Vec<Option<usize>>> {
+        #[cfg(feature = "cuda")]
+        let on_gpu = device.gpu().map(|gpu| device::OnGpu::new(gpu, &*self.transport)).transpose()?;
+        let flags = device.ordinal().map_or(0, |ordinal| ordinal as u64 + 1);
+        let members = self.gather(Member { flags, ..Member::default() })?.members;
+        let devices: Vec<Option<usize>> =
+            members.iter().map(|member| (member.flags as usize).checked_sub(1)).collect();
+        let without = devices.iter().position(Option::is_none);
+        if let Some(rank) = without.filter(|_| self.transport.name() == "nccl") {
+            return Err(Error::Usage(format!(
+                "transport nccl needs a GPU on every rank, and rank {rank} has none; use --transport mpi or threads"
+            )));
+        }
+        self.has_gpus = devices.iter().any(Option::is_some);
+        if let Some(chooser) = &mut self.chooser {
+            chooser.forget();
+        }
+        #[cfg(feature = "cuda")]
+        {
+            self.on_gpu = on_gpu;
+        }
+        Ok(devices)
     }
 
     /// Every rank ends with the reduction of all ranks' vectors.

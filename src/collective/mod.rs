@@ -12,6 +12,8 @@ mod choose;
 pub mod circulant;
 mod communicator;
 pub mod cost;
+#[cfg(feature = "cuda")]
+mod device;
 mod direct;
 pub mod double_tree;
 mod entry;

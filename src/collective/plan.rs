@@ -35,6 +35,9 @@ pub(super) struct Message {
     pub(super) peer: Rank,
     pub(super) is_send: bool,
     pub(super) region: Region,
+    /// Which segment of the schedule's message it is; both ends count alike.
+    #[cfg(feature = "cuda")]
+    pub(super) segment: usize,
 }
 
 pub(super) struct Local {
@@ -92,6 +95,12 @@ impl Work {
 const SCRATCH_ALIGNMENT: usize = 64;
 
 impl Plan {
+    /// A plan that does nothing.
+    #[cfg(feature = "cuda")]
+    pub(super) fn empty() -> Plan {
+        Plan::new(&Schedule::empty(), 1, 1)
+    }
+
     /// `segment_bytes` is a multiple of `element_size`; both ends of a message must use the same.
     pub(super) fn new(schedule: &Schedule, element_size: usize, segment_bytes: usize) -> Plan {
         let mut offsets = Vec::with_capacity(schedule.scratch.len());
@@ -167,7 +176,13 @@ impl PlannedStage {
 
     fn add_message(&mut self, peer: Rank, is_send: bool, region: Region, segment_bytes: usize) {
         for index in 0..region.len.div_ceil(segment_bytes) {
-            self.messages.push(Message { peer, is_send, region: region.segment(segment_bytes, index) });
+            self.messages.push(Message {
+                peer,
+                is_send,
+                region: region.segment(segment_bytes, index),
+                #[cfg(feature = "cuda")]
+                segment: index,
+            });
         }
     }
 

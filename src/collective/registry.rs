@@ -69,6 +69,12 @@ impl Native {
     /// # Errors
     /// `Refused` with the reason.
     pub fn check(&self, operation: &Operation, transport: &dyn Transport) -> Result<()> {
+        #[cfg(feature = "cuda")]
+        if transport.nccl().is_some() {
+            check_root(self, operation, transport.size())?;
+            let orders = [Order::Canonical, Order::Rank];
+            return refuse_orders(self, operation, &orders, "NCCL sums in an order of its own");
+        }
         if transport.native().is_none() {
             return check_root(self, operation, transport.size());
         }

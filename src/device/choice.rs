@@ -74,6 +74,82 @@ impl fmt::Display for DeviceChoice {
     }
 }
 
+/// The choice of all ranks: one for all of them, or one for each, separated by commas.
+///
+/// ```
+/// use esync::device::{DeviceChoice, DeviceChoices};
+/// let choices: DeviceChoices = "cuda:0,cpu".parse()?;
+/// assert_eq!(choices.of(1, 2)?, DeviceChoice::Cpu);
+/// assert!(choices.of(1, 3).is_err(), "there is none for rank 2");
+/// # Ok::<(), esync::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct DeviceChoices(Vec<DeviceChoice>);
+
+impl DeviceChoices {
+    /// The choice of `rank` among `size`.
+    ///
+    /// # Errors
+    /// `Usage` if there are several, but not as many as ranks.
+    pub fn of(&self, rank: usize, size: usize) -> Result<DeviceChoice> {
+        match self.0.as_slice() {
+            [one] => Ok(*one),
+            several if several.len() == size => Ok(several[rank]),
+            several => Err(Error::Usage(format!(
+                "--device {self} names {} devices for {size} ranks; give one, or one for each rank",
+                several.len()
+            ))),
+        }
+    }
+
+    /// Whether every rank is to work on the CPU.
+    pub fn are_cpu(&self) -> bool {
+        self.0.iter().all(|choice| *choice == DeviceChoice::Cpu)
+    }
+}
+
+impl Default for DeviceChoices {
+    fn default() -> Self {
+        DeviceChoice::default().into()
+    }
+}
+
+impl From<DeviceChoice> for DeviceChoices {
+    fn from(choice: DeviceChoice) -> Self {
+        DeviceChoices(vec![choice])
+    }
+}
+
+impl FromStr for DeviceChoices {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        text.split(',').map(str::parse).collect::<Result<_>>().map(DeviceChoices)
+    }
+}
+
+impl TryFrom<String> for DeviceChoices {
+    type Error = Error;
+
+    fn try_from(text: String) -> Result<Self> {
+        text.parse()
+    }
+}
+
+impl From<DeviceChoices> for String {
+    fn from(choices: DeviceChoices) -> String {
+        choices.to_string()
+    }
+}
+
+impl fmt::Display for DeviceChoices {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let texts: Vec<String> = self.0.iter().map(DeviceChoice::to_string).collect();
+        f.write_str(&texts.join(","))
+    }
+}
+
 /// Where a rank's vectors lie.
 #[derive(Debug, Clone, Default)]
 pub enum Device {

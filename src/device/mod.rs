@@ -13,11 +13,15 @@ mod gpu;
 pub mod parts;
 #[cfg(feature = "cuda")]
 mod pinned;
+#[cfg(feature = "cuda")]
+mod waiting;
 
 #[cfg(feature = "cuda")]
 pub use buffer::{DeviceBuffer, DeviceSlice, DeviceSliceMut};
-pub use choice::{Device, DeviceChoice};
+pub use choice::{Device, DeviceChoice, DeviceChoices};
 #[cfg(feature = "cuda")]
 pub use gpu::{Gpu, OLDEST_COMPUTE_CAPABILITY};
 #[cfg(feature = "cuda")]
 pub use pinned::PinnedBuffer;
+#[cfg(feature = "cuda")]
+pub(crate) use waiting::{gpu_stalled, is_complete, wait_for_event};

@@ -6,6 +6,7 @@ use crate::collective::{
     Auto, COLLECTIVE_CHOICES, Collective, CommunicatorOptions, Order, collective_by_name,
 };
 use crate::data::{DATASET_NAMES, Split};
+use crate::device::DeviceChoices;
 use crate::error::{Error, Result};
 use crate::learner::NETWORK_NAMES;
 use crate::policy::streaming_diloco::{self, Settings};
@@ -36,6 +37,7 @@ pub struct Config {
     pub wire: WireFormat,
     pub error_feedback: bool,
     pub transport: TransportChoice,
+    pub device: DeviceChoices,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub servers: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -137,6 +139,7 @@ impl Config {
             wire,
             error_feedback: flags.error_feedback.unwrap_or(wire == WireFormat::Int8 && averages_deltas(mode)),
             transport: flags.transport.unwrap_or_default(),
+            device: flags.device.unwrap_or_default(),
             servers: flags.servers,
             server_placement: flags.server_placement,
             timeout: flags.timeout.unwrap_or(Seconds(Duration::from_secs(300))),

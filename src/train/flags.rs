@@ -3,6 +3,7 @@
 use super::heterogeneity::{SlowLinks, SlowRanks};
 use crate::collective::{COLLECTIVE_CHOICES, Order};
 use crate::data::{DATASET_NAMES, Split};
+use crate::device::DeviceChoices;
 use crate::error::{Error, Result};
 use crate::learner::NETWORK_NAMES;
 use crate::policy::bounded_delay::StalenessRule;
@@ -30,6 +31,8 @@ pub enum TransportChoice {
     Shm,
     /// Ranks are processes of an MPI job.
     Mpi,
+    /// Ranks as for `auto`, each with a GPU, between which vectors travel by NCCL.
+    Nccl,
 }
 
 /// What `--progress` takes.
@@ -425,6 +428,12 @@ pub struct Flags {
     /// Where the bytes travel [default: auto]
     #[arg(long, env = "ESYNC_TRANSPORT", value_enum, help_heading = "Communication")]
     pub transport: Option<TransportChoice>,
+    /// Where ranks compute: auto, cpu, cuda, cuda:N; or one for each rank, separated by commas [default: auto]
+    ///
+    /// `auto` is a GPU if there is one that can be used, and `cuda` the one of the rank's number on its host, modulo the number
+    /// of GPUs. Ranks of one job may work on different devices.
+    #[arg(long, env = "ESYNC_DEVICE", help_heading = "Run")]
+    pub device: Option<DeviceChoices>,
     /// How many ranks hold shards: of a mode's parameter server [default: 1], of the collective `parameter-server` [default: all]
     #[arg(
         long,

@@ -36,7 +36,7 @@ pub fn run_ranks<R: Send>(
         )));
     }
     let is_launched = match choice {
-        TransportChoice::Auto => ranks.is_none() && launched.is_some(),
+        TransportChoice::Auto | TransportChoice::Nccl => ranks.is_none() && launched.is_some(),
         TransportChoice::Threads => {
             if let Some((size, launcher)) = launched.filter(|(size, _)| *size > 1) {
                 return Err(Error::Usage(format!(
@@ -116,7 +116,7 @@ fn run_mpi<R>(
     let mpi = Mpi::initialize()?;
     let shares_host = (0..mpi.size()).all(|rank| mpi.peer(rank).host == mpi.peer(0).host);
     let wants_shm = match choice {
-        TransportChoice::Auto => shares_host && mpi.size() > 1,
+        TransportChoice::Auto | TransportChoice::Nccl => shares_host && mpi.size() > 1,
         TransportChoice::Shm => true,
         TransportChoice::Threads | TransportChoice::Mpi => false,
     };
@@ -126,7 +126,7 @@ fn run_mpi<R>(
     let mpi: Arc<dyn Transport> = Arc::new(mpi);
     match Shm::over(mpi.clone()) {
         Ok(shm) => run_process(shm, slow_links, body),
-        Err(error) if choice == TransportChoice::Auto && !error.concerns_a_peer() => {
+        Err(error) if choice != TransportChoice::Shm && !error.concerns_a_peer() => {
             if mpi.rank() == 0 {
                 eprintln!("esync: note: no shared memory, so --transport mpi: {error}");
             }

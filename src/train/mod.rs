@@ -1,6 +1,7 @@
 //! `esync-train`'s inside: configuration, the training loop, and what it writes.
 
 mod config;
+mod devices;
 mod flags;
 mod heterogeneity;
 mod launch;
@@ -20,6 +21,7 @@ mod supervisor;
 mod watcher;
 
 pub use config::Config;
+pub use devices::Placed;
 pub use flags::{Flags, Progress, TransportChoice};
 pub use heterogeneity::{SlowLinks, SlowRanks, Slowness};
 pub use launch::{first_failure, run_ranks};

@@ -74,7 +74,7 @@ pub struct Wait<'a> {
     pub operation: &'a dyn Display,
 }
 
-#[cfg(feature = "mpi")]
+#[cfg(any(feature = "mpi", feature = "cuda"))]
 /// Passes the time between two looks at something that no one will signal: a few spins, some yields, then sleeps that
 /// grow up to a millisecond.
 pub(crate) struct Backoff {
@@ -84,7 +84,7 @@ pub(crate) struct Backoff {
     pause: Duration,
 }
 
-#[cfg(feature = "mpi")]
+#[cfg(any(feature = "mpi", feature = "cuda"))]
 impl Backoff {
     const LONGEST_PAUSE: Duration = Duration::from_millis(1);
     const FIRST_PAUSE: Duration = Duration::from_micros(20);

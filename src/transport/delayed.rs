@@ -68,14 +68,22 @@ impl<T: Transport> Delayed<T> {
             if wait.deadline.has_passed() && Instant::now() < due {
                 return Err(stalled(self.rank(), vec![self.peer(to).clone()], wait));
             }
-            let mut held = self.held();
-            if let Some(message) = held.waiting.pop_front() {
-                // SAFETY: the promise made to our `post_send` covers this one: the message's ticket is not complete.
-                let ticket =
-                    unsafe { self.inner.post_send(message.to, message.tag, message.bytes, message.len)? };
-                held.slots[message.slot as usize] = Some(ticket);
-            }
+            self.send_what_is_due()?;
         }
+    }
+
+    /// Sends what was held long enough.
+    fn send_what_is_due(&self) -> Result<()> {
+        let mut held = self.held();
+        let now = Instant::now();
+        while held.waiting.front().is_some_and(|message| message.due <= now) {
+            let Some(message) = held.waiting.pop_front() else { break };
+            // SAFETY: the promise made to our `post_send` covers this one: the message's ticket is not complete.
+            let ticket =
+                unsafe { self.inner.post_send(message.to, message.tag, message.bytes, message.len)? };
+            held.slots[message.slot as usize] = Some(ticket);
+        }
+        Ok(())
     }
 
     /// Replaces tickets of held messages by those of the inner transport.
@@ -146,6 +154,22 @@ impl<T: Transport> Transport for Delayed<T> {
         self.flush(wait)?;
         self.resolve(tickets);
         self.inner.wait(tickets, wait)
+    }
+
+    fn poll(&self, tickets: &mut [Option<Ticket>], wait: &Wait<'_>) -> Result<bool> {
+        self.send_what_is_due()?;
+        self.resolve(tickets);
+        // The inner transport does not know the tickets of messages that are still held.
+        let is_held = |ticket: &Ticket| ticket.0 & HELD != 0;
+        let mut is_left = false;
+        for entry in tickets.iter_mut() {
+            match entry {
+                Some(ticket) if is_held(ticket) => is_left = true,
+                Some(_) => is_left |= !self.inner.poll(std::slice::from_mut(entry), wait)?,
+                None => {}
+            }
+        }
+        Ok(!is_left)
     }
 
     fn abandon(&self, tickets: &mut [Option<Ticket>]) -> bool {

@@ -5,6 +5,7 @@
 //! | `threads` | threads of one process | [`threads`] |
 //! | `shm` | processes of one host, which share memory | [`shm`] |
 //! | `mpi` | processes started by an MPI launcher (feature `mpi`) | `mpi` |
+//! | `nccl` | any of these, each with a GPU (feature `cuda`) | `nccl` |
 //!
 //! A transport knows nothing of collectives: it moves messages between pairs of ranks, in order, with a deadline.
 
@@ -13,6 +14,8 @@ mod delayed;
 mod launcher;
 #[cfg(feature = "mpi")]
 pub mod mpi;
+#[cfg(feature = "cuda")]
+pub mod nccl;
 mod page;
 mod peer;
 mod shared;
@@ -20,6 +23,8 @@ pub mod shm;
 pub mod threads;
 mod tickets;
 
+#[cfg(feature = "cuda")]
+pub(crate) use deadline::Backoff;
 pub use deadline::{Deadline, Patience, Wait};
 pub use delayed::Delayed;
 pub(crate) use launcher::{SHM_PARENT, SHM_RANK, SHM_RANKS, SHM_SEGMENT};
@@ -47,6 +52,8 @@ impl Tag {
     pub const ENTRY: Tag = Tag(1);
     /// The data of collectives.
     pub const DATA: Tag = Tag(2);
+    /// What ranks tell each other before a transport on top of another one starts.
+    pub const START: Tag = Tag(3);
 }
 
 /// A transfer that was posted and not yet waited for. Belongs to the transport that gave it out.
@@ -105,6 +112,14 @@ pub trait Transport: Send + Sync {
     /// stay in the slice.
     fn wait(&self, tickets: &mut [Option<Ticket>], wait: &Wait<'_>) -> Result<()>;
 
+    /// Takes those of `tickets` that are complete (each entry becomes `None`) without waiting, and answers whether none is left.
+    /// For callers that have something else to look at for a moment; it has no deadline and does not look for lost peers, so
+    /// they come to [`wait`](Transport::wait) in the end. `wait` names the operation.
+    ///
+    /// # Errors
+    /// `Mismatch` if a message has another length.
+    fn poll(&self, tickets: &mut [Option<Ticket>], wait: &Wait<'_>) -> Result<bool>;
+
     /// Gives up transfers after an error. Answers `true` if their buffers are free again, `false` if they may be in
     /// use until the process ends (MPI), so that the caller must leak them.
     fn abandon(&self, tickets: &mut [Option<Ticket>]) -> bool;
@@ -116,6 +131,12 @@ pub trait Transport: Send + Sync {
 
     /// The memory that all ranks share, if they do.
     fn shared(&self) -> Option<&Domain> {
+        None
+    }
+
+    /// Itself as the transport between GPUs, if it is that.
+    #[cfg(feature = "cuda")]
+    fn nccl(&self) -> Option<&nccl::Nccl> {
         None
     }
 
@@ -186,6 +207,10 @@ impl Transport for std::sync::Arc<dyn Transport> {
         (**self).wait(tickets, wait)
     }
 
+    fn poll(&self, tickets: &mut [Option<Ticket>], wait: &Wait<'_>) -> Result<bool> {
+        (**self).poll(tickets, wait)
+    }
+
     fn abandon(&self, tickets: &mut [Option<Ticket>]) -> bool {
         (**self).abandon(tickets)
     }
@@ -196,6 +221,11 @@ impl Transport for std::sync::Arc<dyn Transport> {
 
     fn shared(&self) -> Option<&Domain> {
         (**self).shared()
+    }
+
+    #[cfg(feature = "cuda")]
+    fn nccl(&self) -> Option<&nccl::Nccl> {
+        (**self).nccl()
     }
 
     fn poison(&self, why: &str) {

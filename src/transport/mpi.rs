@@ -347,6 +347,18 @@ impl Transport for Mpi {
         Ok(())
     }
 
+    fn poll(&self, tickets: &mut [Option<Ticket>], wait: &Wait<'_>) -> Result<bool> {
+        let mut is_left = false;
+        for entry in tickets {
+            match entry {
+                Some(ticket) if self.test(ticket, wait)? => *entry = None,
+                Some(_) => is_left = true,
+                None => {}
+            }
+        }
+        Ok(!is_left)
+    }
+
     fn abandon(&self, tickets: &mut [Option<Ticket>]) -> bool {
         let none = tickets.iter().all(Option::is_none);
         tickets.fill_with(|| None);

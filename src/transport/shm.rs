@@ -72,6 +72,23 @@ impl Shm {
         self.messages.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Moves what can be moved, and takes the tickets that are complete; says whether any is left.
+    fn collect(
+        &self,
+        messages: &mut Messages,
+        tickets: &mut [Option<Ticket>],
+        wait: &Wait<'_>,
+    ) -> Result<bool> {
+        messages.progress(&self.domain);
+        messages.collect(tickets).map_err(|(peer, sent, expected)| Error::Mismatch {
+            operation: wait.operation.to_string(),
+            what: format!(
+                "{sent} bytes were sent and {expected} bytes expected between ranks {} and {peer}",
+                self.rank()
+            ),
+        })
+    }
+
     fn post(&self, peer: Rank, tag: Tag, start: *mut u8, len: usize, is_send: bool) -> Result<Ticket> {
         let mut messages = self.messages();
         if messages.is_broken {
@@ -190,21 +207,17 @@ impl Transport for Shm {
         let mut lost = Ok(());
         loop {
             let seen = self.domain.doorbell();
-            messages.progress(&self.domain);
-            let is_left = messages.collect(tickets).map_err(|(peer, sent, expected)| Error::Mismatch {
-                operation: wait.operation.to_string(),
-                what: format!(
-                    "{sent} bytes were sent and {expected} bytes expected between ranks {} and {peer}",
-                    self.rank()
-                ),
-            })?;
-            if !is_left {
+            if !self.collect(&mut messages, tickets, wait)? {
                 return Ok(());
             }
             // What a peer sent before it left counts.
             lost?;
             lost = self.domain.wait_for_doorbell(seen, |rank| messages.missing[rank], wait);
         }
+    }
+
+    fn poll(&self, tickets: &mut [Option<Ticket>], wait: &Wait<'_>) -> Result<bool> {
+        Ok(!self.collect(&mut self.messages(), tickets, wait)?)
     }
 
     fn abandon(&self, tickets: &mut [Option<Ticket>]) -> bool {

@@ -302,6 +302,10 @@ impl Transport for Threads {
         }
     }
 
+    fn poll(&self, tickets: &mut [Option<Ticket>], wait: &Wait<'_>) -> Result<bool> {
+        Ok(!self.collect(tickets, wait)?)
+    }
+
     fn abandon(&self, tickets: &mut [Option<Ticket>]) -> bool {
         for ticket in tickets.iter_mut().filter_map(Option::take) {
             let slot = ticket.0;

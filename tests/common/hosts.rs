@@ -49,6 +49,10 @@ impl Transport for OnHosts {
         self.inner.wait(tickets, wait)
     }
 
+    fn poll(&self, tickets: &mut [Option<Ticket>], wait: &Wait<'_>) -> Result<bool> {
+        self.inner.poll(tickets, wait)
+    }
+
     fn abandon(&self, tickets: &mut [Option<Ticket>]) -> bool {
         self.inner.abandon(tickets)
     }

@@ -19,7 +19,7 @@ use std::time::Instant;
 pub(super) type PlanKey = (Operation, usize, ElementType);
 
 /// Names an operation in errors, without allocating while all is well.
-struct Label<'a> {
+pub(super) struct Label<'a> {
     operation: Option<Operation>,
     collective: &'a str,
     count: usize,
@@ -55,13 +55,37 @@ impl Communicator {
         if self.is_narrow(operation, element) { narrow::TWO_SHOT } else { self.chosen.label }
     }
 
+    /// How errors name an operation that was entered.
+    pub(super) fn label(&self, operation: Operation, count: usize, element: ElementType) -> Label<'static> {
+        let collective = self.label_of(&operation, element);
+        Label { operation: Some(operation), collective, count, element, sequence: self.sequence }
+    }
+
+    /// Over NCCL, a rank with its vector on a GPU and one with its vector on the host would wait for each other for ever: their
+    /// headers differ. What is narrowed, the host carries out in any case.
+    #[cfg(feature = "cuda")]
+    fn header_of_place(&self, header: Header<'static>) -> Header<'static> {
+        let is_narrow = header.operation.is_some_and(|operation| self.is_narrow(&operation, header.element));
+        if !self.enter_on_gpu || self.transport.nccl().is_none() || is_narrow {
+            return header;
+        }
+        Header {
+            collective: self.chosen.label_over_nccl(),
+            segment_bytes: self.nccl_segment_bytes(),
+            ..header
+        }
+    }
+
     pub(super) fn is_native(&self) -> bool {
         self.chosen.collective.name() == "native"
     }
 
     /// Whether this call works in the memory that all ranks share.
     pub(super) fn is_direct(&self, operation: &Operation, element: ElementType) -> bool {
-        self.is_native() && self.transport.shared().is_some() && !self.is_narrow(operation, element)
+        self.is_native()
+            && !self.has_gpus
+            && self.transport.shared().is_some()
+            && !self.is_narrow(operation, element)
     }
 
     pub(super) fn call<T: Element>(
@@ -98,6 +122,8 @@ impl Communicator {
         }
         self.sequence += 1;
         let header = self.header(operation, element, operator, count);
+        #[cfg(feature = "cuda")]
+        let header = self.header_of_place(header);
         let sequence = header.sequence;
         let collective = operation.map_or(header.collective, |operation| self.label_of(&operation, element));
         let label = Label { operation, collective, count, element, sequence };
@@ -185,13 +211,7 @@ impl Communicator {
         bytes: &mut [u8],
     ) -> Result<()> {
         let count = bytes.len() / element.size();
-        let label = Label {
-            operation: Some(operation),
-            collective: self.label_of(&operation, element),
-            count,
-            element,
-            sequence: self.sequence,
-        };
+        let label = self.label(operation, count, element);
         let deadline = Deadline::after(self.options.timeout);
         let wait = Wait { deadline, patience: Patience::Transfer, operation: &label };
         if self.is_narrow(&operation, element) {
@@ -205,7 +225,7 @@ impl Communicator {
         let plan = match self.plans.get(&(operation, count, element)) {
             Some(plan) => plan.clone(),
             None => {
-                let plan = Arc::new(self.plan(&operation, count, element)?);
+                let plan = Arc::new(self.plan(&operation, count, element, self.options.segment_bytes)?);
                 self.transport.reserve(plan.most_from_one);
                 self.plans.insert((operation, count, element), plan.clone());
                 plan
@@ -229,7 +249,7 @@ impl Communicator {
         Ok(())
     }
 
-    fn run_narrow(
+    pub(super) fn run_narrow(
         &mut self,
         operator: Operator,
         values: &mut [f32],
@@ -253,19 +273,13 @@ impl Communicator {
         feedback: &mut Feedback,
     ) -> Result<()> {
         narrow::check(self.options.wire, &operation, ElementType::F32, operator)?;
-        let label = Label {
-            operation: Some(operation),
-            collective: self.label_of(&operation, ElementType::F32),
-            count: values.len(),
-            element: ElementType::F32,
-            sequence: self.sequence,
-        };
+        let label = self.label(operation, values.len(), ElementType::F32);
         let deadline = Deadline::after(self.options.timeout);
         let wait = Wait { deadline, patience: Patience::Transfer, operation: &label };
         self.run_narrow(operator, values, Some(feedback), &wait)
     }
 
-    fn run_native(
+    pub(super) fn run_native(
         &mut self,
         element: ElementType,
         operator: Operator,
@@ -277,14 +291,24 @@ impl Communicator {
             self.transport.native().ok_or_else(|| Error::Internal("native was checked before".into()))?;
         // SAFETY: the slice holds `count` elements and is ours for the call.
         unsafe { native.all_reduce(bytes.as_mut_ptr(), count, element, operator, wait)? };
-        let size = self.size() as u64;
-        let bytes = 2 * (size - 1) * bytes.len() as u64 / size;
-        self.bytes_sent += bytes;
-        self.bytes_received += bytes;
+        self.count_as_a_ring(&Operation::new(Kind::AllReduce), bytes.len());
         Ok(())
     }
 
-    fn plan(&self, operation: &Operation, count: usize, element: ElementType) -> Result<Plan> {
+    /// A back end's own collective is counted as a ring would send.
+    pub(super) fn count_as_a_ring(&mut self, operation: &Operation, bytes: usize) {
+        let bytes = direct::bytes_as_a_ring(operation.kind, bytes as u64, self.size() as u64);
+        self.bytes_sent += bytes;
+        self.bytes_received += bytes;
+    }
+
+    pub(super) fn plan(
+        &self,
+        operation: &Operation,
+        count: usize,
+        element: ElementType,
+        segment_bytes: usize,
+    ) -> Result<Plan> {
         let schedule =
             |collective: &dyn Collective| collective.schedule(operation, &self.topology, self.rank(), count);
         let schedule = match schedule(&*self.chosen.collective) {
@@ -305,6 +329,6 @@ impl Communicator {
                 "the schedule of `{collective}` for {operation} of {count} elements: {flaw}"
             ))
         })?;
-        Ok(Plan::new(&schedule, element.size(), self.options.segment_bytes))
+        Ok(Plan::new(&schedule, element.size(), segment_bytes))
     }
 }
