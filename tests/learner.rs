@@ -52,26 +52,26 @@ fn assert_contract<L: Learner>(make: impl Fn(usize) -> L) {
     let mut two = make(0);
     two.step(Update::Deferred).unwrap();
     assert_ne!(one.parameters()[..layout.trainable], two.parameters()[..layout.trainable]);
-    two.apply_gradient();
+    two.apply_gradient().unwrap();
     for _ in 0..3 {
         assert_eq!(bits(one.parameters()), bits(two.parameters()));
         assert_eq!(bits(one.gradient()), bits(two.gradient()));
         let outcome = one.step(Update::Local).unwrap();
         assert_eq!(two.step(Update::Deferred).unwrap(), outcome);
-        two.apply_gradient();
+        two.apply_gradient().unwrap();
     }
 
     // An evaluation changes nothing, and its parts are the whole.
-    let before = one.save_state();
+    let before = one.save_state().unwrap();
     let whole = evaluate(&mut one, 1);
     let in_parts = evaluate(&mut one, 3);
-    assert_eq!(one.save_state(), before);
+    assert_eq!(one.save_state().unwrap(), before);
     assert_eq!((whole.samples, whole.correct), (in_parts.samples, in_parts.correct));
     assert!((whole.loss() - in_parts.loss()).abs() < 1e-6 * whole.loss().abs().max(1.0));
     assert!(one.evaluate(3, 3).is_err());
 
     // A state put back, here or elsewhere, goes on in the same way, momentum and samples included.
-    let state = one.save_state();
+    let state = one.save_state().unwrap();
     let run = |learner: &mut L| {
         let losses: Vec<u64> = (0..60).map(|_| learner.step(Update::Local).unwrap().loss.to_bits()).collect();
         (losses, bits(learner.parameters()))
@@ -86,9 +86,9 @@ fn assert_contract<L: Learner>(make: impl Fn(usize) -> L) {
     // Another model's state is refused, and changes nothing.
     let mut foreign = state.clone();
     foreign.parameters.pop();
-    let before = fresh.save_state();
+    let before = fresh.save_state().unwrap();
     assert!(matches!(fresh.load_state(&foreign), Err(Error::Training(_))));
-    assert_eq!(fresh.save_state(), before);
+    assert_eq!(fresh.save_state().unwrap(), before);
 }
 
 fn bits(values: &[f32]) -> Vec<u32> {

@@ -71,7 +71,9 @@ impl Model for Counter {
         None
     }
 
-    fn apply_gradient(&mut self) {}
+    fn apply_gradient(&mut self) -> esync::Result<()> {
+        Ok(())
+    }
 }
 
 /// Stops after so many exchanges, and keeps what it saw.

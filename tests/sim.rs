@@ -86,7 +86,7 @@ fn sync_applies_the_mean_gradient() {
         for learner in &mut ranks {
             learner.gradient().copy_from_slice(&mean);
             learner.parameters()[DIMENSION..].copy_from_slice(&statistics);
-            learner.apply_gradient();
+            learner.apply_gradient().unwrap();
         }
     }
     assert_eq!(record.parameters, ranks[0].parameters());

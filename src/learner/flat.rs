@@ -217,7 +217,9 @@ impl Model for FlatStore {
     }
 
     /// Does nothing: the store's owner calls its own optimiser.
-    fn apply_gradient(&mut self) {}
+    fn apply_gradient(&mut self) -> Result<()> {
+        Ok(())
+    }
 }
 
 fn slice(element_type: ElementType, values: &mut Tensor) -> FlatSlice<'_> {
@@ -385,7 +387,12 @@ fn kind(element_type: ElementType) -> Kind {
 
 /// A new contiguous tensor in the CPU's memory.
 pub(super) fn zeros(len: usize, element_type: ElementType) -> Result<Tensor> {
-    Tensor::f_zeros([len as i64], (kind(element_type), Device::Cpu)).map_err(failed)
+    zeros_on(len, element_type, Device::Cpu)
+}
+
+/// A new contiguous tensor in any device's memory.
+pub(super) fn zeros_on(len: usize, element_type: ElementType, device: Device) -> Result<Tensor> {
+    Tensor::f_zeros([len as i64], (kind(element_type), device)).map_err(failed)
 }
 
 /// libtorch's complaint, without the C++ stack that follows its first lines.
@@ -398,7 +405,7 @@ pub(super) fn failed(error: TchError) -> Error {
 /// The elements of a contiguous tensor in the CPU's memory, which [`zeros`] made with this type.
 pub(super) fn elements<T: Element>(tensor: &Tensor) -> &[T] {
     let (start, len) = (tensor.data_ptr(), tensor.numel());
-    assert!(element_kind_is::<T>(tensor) && tensor.is_contiguous());
+    assert!(element_kind_is::<T>(tensor) && tensor.is_contiguous() && tensor.device() == Device::Cpu);
     if len == 0 {
         return &[];
     }
@@ -411,7 +418,7 @@ pub(super) fn elements<T: Element>(tensor: &Tensor) -> &[T] {
 /// As [`elements`], to change.
 pub(super) fn elements_mut<T: Element>(tensor: &mut Tensor) -> &mut [T] {
     let (start, len) = (tensor.data_ptr(), tensor.numel());
-    assert!(element_kind_is::<T>(tensor) && tensor.is_contiguous());
+    assert!(element_kind_is::<T>(tensor) && tensor.is_contiguous() && tensor.device() == Device::Cpu);
     if len == 0 {
         return &mut [];
     }

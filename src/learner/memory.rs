@@ -1,10 +1,16 @@
 //! Where a model's flat buffers lie.
 
+#[cfg(feature = "cuda")]
+use super::flat::zeros_on;
 use super::flat::{failed, zeros};
 use crate::collective::Communicator;
+#[cfg(feature = "cuda")]
+use crate::device::Gpu;
 use crate::error::Result;
 use crate::reduce::{Element, ElementType};
 use half::{bf16, f16};
+#[cfg(feature = "cuda")]
+use std::sync::Arc;
 use tch::{Device, Kind, Tensor};
 
 /// Where a model's flat buffers lie.
@@ -18,6 +24,9 @@ pub enum Memory<'a> {
     ///
     /// Tensors cannot own such memory, and may outlive whoever made them, so that it is kept until the process ends.
     Shared(&'a Communicator),
+    /// On a GPU, in libtorch's own memory there.
+    #[cfg(feature = "cuda")]
+    Gpu(&'a Arc<Gpu>),
 }
 
 impl Memory<'_> {
@@ -26,6 +35,8 @@ impl Memory<'_> {
         let shared = match self {
             // Threads can address all memory, so that nothing is gained.
             Memory::Shared(communicator) if communicator.is_of_processes() && len > 0 => communicator,
+            #[cfg(feature = "cuda")]
+            Memory::Gpu(gpu) => return zeros_on(len, element_type, Device::Cuda(gpu.ordinal())),
             _ => return zeros(len, element_type),
         };
         match element_type {

@@ -33,6 +33,8 @@ pub use sgd::{Sgd, SgdOptions};
 pub use torch::{TorchLearner, TorchOptions, set_threads};
 
 use crate::data::BatchPosition;
+#[cfg(feature = "cuda")]
+use crate::device::DeviceSliceMut;
 use crate::error::{Error, Result};
 use crate::policy::Update;
 use serde::{Deserialize, Serialize};
@@ -47,12 +49,45 @@ pub trait Learner {
     fn layout(&self) -> &Layout;
 
     /// All parameters, of which the model's tensors are views: first the trainable ones, then statistics such as the
-    /// running mean and variance of batch normalisation. A change takes effect in the next step or evaluation.
+    /// running mean and variance of batch normalisation. A change takes effect in the next step or evaluation. None, for a
+    /// learner on a GPU.
     fn parameters(&mut self) -> &mut [f32];
 
     /// The gradient of the last step: one value for each *trainable* parameter. An exchange may replace it before
-    /// [`apply_gradient`](Learner::apply_gradient).
+    /// [`apply_gradient`](Learner::apply_gradient). None, for a learner on a GPU.
     fn gradient(&mut self) -> &mut [f32];
+
+    /// Whether parameters and gradient lie on a GPU.
+    fn is_on_gpu(&self) -> bool {
+        false
+    }
+
+    /// The parameters of a learner on a GPU.
+    #[cfg(feature = "cuda")]
+    fn device_parameters(&mut self) -> Option<DeviceSliceMut<'_, f32>> {
+        None
+    }
+
+    /// The gradient of a learner on a GPU.
+    #[cfg(feature = "cuda")]
+    fn device_gradient(&mut self) -> Option<DeviceSliceMut<'_, f32>> {
+        None
+    }
+
+    /// A copy of the parameters, wherever they lie.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Environment`] if a GPU refuses.
+    fn parameters_on_host(&mut self) -> Result<Vec<f32>> {
+        #[cfg(feature = "cuda")]
+        if let Some(parameters) = self.device_parameters() {
+            let mut copy = vec![0.0; parameters.len()];
+            parameters.as_slice().copy_to(&mut copy)?;
+            return Ok(copy);
+        }
+        Ok(self.parameters().to_vec())
+    }
 
     /// Fetches a mini-batch and computes its loss and gradient, updating the statistics. With [`Update::Local`] the
     /// optimiser then applies the gradient: the same as [`Update::Deferred`] and `apply_gradient`, bit for bit.
@@ -65,7 +100,11 @@ pub trait Learner {
     fn step(&mut self, update: Update) -> Result<StepOutcome>;
 
     /// Applies the gradient with the local optimiser, once.
-    fn apply_gradient(&mut self);
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Training`] if the computation fails.
+    fn apply_gradient(&mut self) -> Result<()>;
 
     /// Changes the local optimiser's learning rate from the next update on; its other state stays.
     fn set_learning_rate(&mut self, learning_rate: f64);
@@ -96,7 +135,11 @@ pub trait Learner {
 
     /// A copy of everything that steps change: put back with [`load_state`](Learner::load_state), the same steps follow
     /// bit for bit. For the discarded warm-up step, and for checkpoints.
-    fn save_state(&self) -> LearnerState;
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Training`] if it cannot be read.
+    fn save_state(&self) -> Result<LearnerState>;
 
     /// Puts a saved state back, of this learner or of one made with the same arguments.
     ///

@@ -1,6 +1,8 @@
 //! What an exchange needs of a model: its flat buffers.
 
 use super::{Evaluation, Learner, TensorLayout};
+#[cfg(feature = "cuda")]
+use crate::device::DeviceSliceMut;
 use crate::error::{Error, Result};
 use crate::reduce::ElementType;
 use half::{bf16, f16};
@@ -15,6 +17,9 @@ pub enum FlatSlice<'a> {
     F16(&'a mut [f16]),
     /// `bf16`.
     BF16(&'a mut [bf16]),
+    /// `f32` in a GPU's memory.
+    #[cfg(feature = "cuda")]
+    Gpu(DeviceSliceMut<'a, f32>),
 }
 
 impl FlatSlice<'_> {
@@ -25,6 +30,8 @@ impl FlatSlice<'_> {
             FlatSlice::F64(_) => ElementType::F64,
             FlatSlice::F16(_) => ElementType::F16,
             FlatSlice::BF16(_) => ElementType::BF16,
+            #[cfg(feature = "cuda")]
+            FlatSlice::Gpu(_) => ElementType::F32,
         }
     }
 
@@ -35,6 +42,8 @@ impl FlatSlice<'_> {
             FlatSlice::F64(values) => values.len(),
             FlatSlice::F16(values) => values.len(),
             FlatSlice::BF16(values) => values.len(),
+            #[cfg(feature = "cuda")]
+            FlatSlice::Gpu(values) => values.len(),
         }
     }
 
@@ -63,7 +72,10 @@ pub trait Model {
     fn gradient(&mut self, group: usize) -> Option<FlatSlice<'_>>;
 
     /// One step of the local optimiser on the gradient.
-    fn apply_gradient(&mut self);
+    ///
+    /// # Errors
+    /// As [`Learner::apply_gradient`].
+    fn apply_gradient(&mut self) -> Result<()>;
 
     /// [`Learner::held_out`], for policies that gate their pushes by it.
     ///
@@ -99,15 +111,24 @@ impl<L: Learner + ?Sized> Model for Box<L> {
     }
 
     fn parameters(&mut self, _group: usize) -> FlatSlice<'_> {
+        #[cfg(feature = "cuda")]
+        if self.is_on_gpu() {
+            // A learner on a GPU that shows no parameters has none.
+            return (**self).device_parameters().map_or(FlatSlice::F32(&mut []), FlatSlice::Gpu);
+        }
         FlatSlice::F32((**self).parameters())
     }
 
     fn gradient(&mut self, _group: usize) -> Option<FlatSlice<'_>> {
+        #[cfg(feature = "cuda")]
+        if self.is_on_gpu() {
+            return (**self).device_gradient().map(FlatSlice::Gpu);
+        }
         Some(FlatSlice::F32((**self).gradient()))
     }
 
-    fn apply_gradient(&mut self) {
-        (**self).apply_gradient();
+    fn apply_gradient(&mut self) -> Result<()> {
+        (**self).apply_gradient()
     }
 
     fn held_out(&mut self) -> Result<Evaluation> {

@@ -119,13 +119,14 @@ impl Learner for Quadratic {
         self.steps += 1;
         self.update_statistics();
         if update == Update::Local {
-            self.apply_gradient();
+            self.apply_gradient()?;
         }
         Ok(StepOutcome { loss, samples: self.options.batch_size })
     }
 
-    fn apply_gradient(&mut self) {
+    fn apply_gradient(&mut self) -> Result<()> {
         self.sgd.step(&mut self.parameters[..self.layout.trainable], &self.gradient);
+        Ok(())
     }
 
     fn set_learning_rate(&mut self, learning_rate: f64) {
@@ -153,13 +154,13 @@ impl Learner for Quadratic {
         Ok(())
     }
 
-    fn save_state(&self) -> LearnerState {
-        LearnerState {
+    fn save_state(&self) -> Result<LearnerState> {
+        Ok(LearnerState {
             parameters: self.parameters.to_vec(),
             gradient: self.gradient.to_vec(),
             optimizer: self.sgd.state().to_vec(),
             position: BatchPosition { epoch: 0, offset: self.steps },
-        }
+        })
     }
 
     fn load_state(&mut self, state: &LearnerState) -> Result<()> {

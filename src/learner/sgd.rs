@@ -64,6 +64,12 @@ impl Sgd {
         }
     }
 
+    /// λ, μ and the weight decay, as they are computed with.
+    #[cfg(all(feature = "torch", any(test, feature = "cuda")))]
+    pub(super) fn coefficients(&self) -> [f32; 3] {
+        [self.learning_rate, self.momentum, self.weight_decay]
+    }
+
     /// The learning rate.
     pub fn learning_rate(&self) -> f64 {
         self.learning_rate.into()

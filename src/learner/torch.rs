@@ -1,9 +1,16 @@
 //! A worker that trains a network of libtorch's layers.
 
+#[cfg(feature = "cuda")]
+mod on_gpu;
+#[cfg(any(test, feature = "cuda"))]
+mod tensor_sgd;
+
 use super::flat::{FlatStore, Group, elements, elements_mut, failed, zeros};
 use super::models::{is_normalised, network};
 use super::{Evaluation, Layout, Learner, LearnerState, Memory, Sgd, SgdOptions, StepOutcome, share};
 use crate::data::{Batches, Dataset, Samples};
+#[cfg(feature = "cuda")]
+use crate::device::DeviceSliceMut;
 use crate::error::{Error, Result};
 use crate::policy::Update;
 use crate::reduce::ElementType;
@@ -48,6 +55,8 @@ pub struct TorchLearner {
     /// The mini-batch, filled anew in every step: batch × channels × height × width.
     images: Tensor,
     labels: Tensor,
+    #[cfg(feature = "cuda")]
+    on_gpu: Option<on_gpu::OnGpu>,
 }
 
 /// Test images in one forward pass. Enough to make its overhead vanish, few enough to stay in the caches.
@@ -107,10 +116,22 @@ impl TorchLearner {
             weight_decay: options.weight_decay,
         };
         let images = zeros(options.batch_size * dataset.image_len(), ElementType::F32)?;
+        #[cfg(feature = "cuda")]
+        let (on_gpu, host_velocity) = match memory {
+            Memory::Gpu(gpu) => {
+                let velocity = if sgd.momentum == 0.0 { 0 } else { model.layout.trainable };
+                (Some(on_gpu::OnGpu::new(gpu, &model, &dataset, options.batch_size, velocity)?), 0)
+            }
+            _ => (None, model.layout.trainable),
+        };
+        #[cfg(not(feature = "cuda"))]
+        let host_velocity = model.layout.trainable;
         Ok(TorchLearner {
+            #[cfg(feature = "cuda")]
+            on_gpu,
             images: images.f_view(image_sizes(&dataset, options.batch_size)).map_err(failed)?,
             labels: zeros(options.batch_size, ElementType::I64)?,
-            sgd: Sgd::new(sgd, model.layout.trainable),
+            sgd: Sgd::new(sgd, host_velocity),
             model,
             network,
             dataset,
@@ -155,10 +176,18 @@ impl TorchLearner {
     /// Loss and gradient of the mini-batch that was fetched.
     fn compute_gradient(&mut self) -> Result<f64> {
         // Backward passes add to the gradient.
-        self.gradient().fill(0.0);
+        if let Some(gradients) = &mut self.model.gradients {
+            let _ = gradients.f_zero_().map_err(failed)?;
+        }
+        let (images, labels) = (self.images.shallow_clone(), self.labels.shallow_clone());
+        #[cfg(feature = "cuda")]
+        let (images, labels) = match &mut self.on_gpu {
+            Some(on_gpu) => on_gpu.batch(&images, &labels)?,
+            None => (images, labels),
+        };
         let compute = || {
-            let scores = self.network.forward_t(&self.images, true);
-            let loss = cross_entropy(&scores, &self.labels, Reduction::Mean)?;
+            let scores = self.network.forward_t(&images, true);
+            let loss = cross_entropy(&scores, &labels, Reduction::Mean)?;
             loss.f_backward()?;
             loss.f_double_value(&[])
         };
@@ -192,6 +221,11 @@ impl TorchLearner {
         let labels = unsafe {
             Tensor::from_blob(classes.as_ptr().cast(), &[range.len() as i64], &[1], Kind::Int64, Device::Cpu)
         };
+        #[cfg(feature = "cuda")]
+        let (images, labels) = match &self.on_gpu {
+            Some(on_gpu) => (images.f_to_device(on_gpu.device)?, labels.f_to_device(on_gpu.device)?),
+            None => (images, labels),
+        };
         let scores = self.network.forward_t(&images, false);
         let loss = cross_entropy(&scores, &labels, Reduction::Sum)?;
         let right = scores.f_argmax(-1, false)?.f_eq_tensor(&labels)?.f_sum(Kind::Int64)?;
@@ -209,28 +243,56 @@ impl Learner for TorchLearner {
     }
 
     fn parameters(&mut self) -> &mut [f32] {
+        if self.is_on_gpu() {
+            return &mut [];
+        }
         elements_mut(&mut self.model.values)
     }
 
     fn gradient(&mut self) -> &mut [f32] {
+        if self.is_on_gpu() {
+            return &mut [];
+        }
         self.model.gradients.as_mut().map_or(&mut [], elements_mut)
+    }
+
+    #[cfg(feature = "cuda")]
+    fn is_on_gpu(&self) -> bool {
+        self.on_gpu.is_some()
+    }
+
+    #[cfg(feature = "cuda")]
+    fn device_parameters(&mut self) -> Option<DeviceSliceMut<'_, f32>> {
+        self.on_gpu.as_mut().map(on_gpu::OnGpu::parameters)
+    }
+
+    #[cfg(feature = "cuda")]
+    fn device_gradient(&mut self) -> Option<DeviceSliceMut<'_, f32>> {
+        self.on_gpu.as_mut().map(on_gpu::OnGpu::gradient)
     }
 
     fn step(&mut self, update: Update) -> Result<StepOutcome> {
         self.fetch_batch();
         let loss = self.compute_gradient()?;
         if update == Update::Local {
-            self.apply_gradient();
+            self.apply_gradient()?;
         }
         Ok(StepOutcome { loss, samples: self.batches.batch_size() })
     }
 
-    fn apply_gradient(&mut self) {
+    fn apply_gradient(&mut self) -> Result<()> {
         let model = &mut self.model;
+        #[cfg(feature = "cuda")]
+        if let (Some(on_gpu), Some(gradients)) = (&mut self.on_gpu, &model.gradients) {
+            let trained = model.values.f_narrow(0, 0, model.layout.trainable as i64);
+            let mut trained = trained.map_err(failed)?;
+            return tensor_sgd::step(&self.sgd, &mut trained, gradients, &mut on_gpu.velocity);
+        }
         let trained = &mut elements_mut(&mut model.values)[..model.layout.trainable];
         if let Some(gradients) = &model.gradients {
             self.sgd.step(trained, elements(gradients));
         }
+        Ok(())
     }
 
     fn set_learning_rate(&mut self, learning_rate: f64) {
@@ -261,20 +323,43 @@ impl Learner for TorchLearner {
             let images = zeros(batch_size * self.dataset.image_len(), ElementType::F32)?;
             self.images = images.f_view(image_sizes(&self.dataset, batch_size)).map_err(failed)?;
             self.labels = zeros(batch_size, ElementType::I64)?;
+            #[cfg(feature = "cuda")]
+            if let Some(on_gpu) = &mut self.on_gpu {
+                on_gpu.resize(&self.dataset, batch_size)?;
+            }
         }
         Ok(())
     }
 
-    fn save_state(&self) -> LearnerState {
-        LearnerState {
+    fn save_state(&self) -> Result<LearnerState> {
+        #[cfg(feature = "cuda")]
+        if let Some(on_gpu) = &self.on_gpu {
+            return Ok(LearnerState {
+                parameters: on_gpu::to_host(&self.model.values)?,
+                gradient: self.model.gradients.as_ref().map_or(Ok(Vec::new()), on_gpu::to_host)?,
+                optimizer: on_gpu::to_host(&on_gpu.velocity)?,
+                position: self.batches.position(),
+            });
+        }
+        Ok(LearnerState {
             parameters: elements(&self.model.values).to_vec(),
             gradient: self.model.gradients.as_ref().map_or(&[][..], elements).to_vec(),
             optimizer: self.sgd.state().to_vec(),
             position: self.batches.position(),
-        }
+        })
     }
 
     fn load_state(&mut self, state: &LearnerState) -> Result<()> {
+        #[cfg(feature = "cuda")]
+        if let Some(on_gpu) = &mut self.on_gpu {
+            state.check(&self.model.layout, on_gpu.velocity.numel())?;
+            self.batches.seek(state.position)?;
+            on_gpu::from_host(&state.parameters, &mut self.model.values)?;
+            if let Some(gradients) = &mut self.model.gradients {
+                on_gpu::from_host(&state.gradient, gradients)?;
+            }
+            return on_gpu::from_host(&state.optimizer, &mut on_gpu.velocity);
+        }
         state.check(&self.model.layout, self.sgd.state().len())?;
         self.batches.seek(state.position)?;
         self.parameters().copy_from_slice(&state.parameters);

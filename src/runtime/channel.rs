@@ -179,7 +179,7 @@ fn carry(mut communicator: Communicator, flight: Flight, news: &Sender<News>) ->
         // If nobody listens, the next word finds out.
         let _ = news.send(News::Entered(members));
         for load in &mut loads {
-            load.weigh(weight);
+            load.weigh(weight)?;
             load.sum(&mut communicator)?;
         }
         Ok(arrived.elapsed().as_secs_f64())

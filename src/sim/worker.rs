@@ -316,7 +316,7 @@ impl Worker {
             Payload::Gradient | Payload::Parameters => {
                 self.learner.gradient().copy_from_slice(&mean[..part.replica.trainable()]);
                 part.replica.install_statistics(self.learner.parameters(), mean)?;
-                self.learner.apply_gradient();
+                self.learner.apply_gradient()?;
                 self.step_taken(0);
                 // They leave no delta behind.
                 self.parts.iter_mut().for_each(|part| (part.local_steps, part.samples) = (0, 0));

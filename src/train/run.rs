@@ -1,6 +1,8 @@
 //! One rank's run, from the data to the summary.
 
 use super::config::Config;
+use super::devices::Placed;
+use super::flags::TransportChoice;
 use super::metrics::Metrics;
 use super::report::{Reporter, say};
 use super::served;
@@ -9,6 +11,7 @@ use super::supervisor::Verdict;
 use super::watcher::{Limits, Signals, Watcher};
 use crate::collective::{Communicator, CommunicatorOptions, Member};
 use crate::data::{Dataset, load, partition};
+use crate::device::{Device, DeviceChoice, DeviceChoices};
 use crate::error::{Error, Result};
 use crate::files::write_atomically;
 use crate::learner::{Learner, Memory, TorchLearner, TorchOptions, set_threads, weights};
@@ -53,7 +56,9 @@ pub fn train(config: &Config, transport: Arc<dyn Transport>, signals: &Signals) 
     let (rank, size) = (transport.rank(), transport.size());
     agree_on_configuration(config, transport.clone())?;
     config.check_for_size(size)?;
-    let mut communicator = Communicator::new(transport, config.communicator_options()?)?;
+    let placed = place(config, transport)?;
+    let mut communicator = Communicator::new(placed.transport.clone(), config.communicator_options()?)?;
+    communicator.agree_devices(&placed.device)?;
     let threads = threads_per_rank(config, &communicator);
     set_threads(threads);
 
@@ -66,7 +71,11 @@ pub fn train(config: &Config, transport: Arc<dyn Transport>, signals: &Signals) 
     let blueprint = Blueprint::new(config, &dataset);
     // A rank that only serves has a worker's shard: it never steps but for the warm-up, and evaluates like the others.
     let own = rank % workers;
-    let memory = Memory::Shared(&communicator);
+    let memory = match &placed.device {
+        Device::Cpu => Memory::Shared(&communicator),
+        #[cfg(feature = "cuda")]
+        Device::Gpu(gpu) => Memory::Gpu(gpu),
+    };
     let mut learner = blueprint.learner(memory, shards[own].clone(), &held_out[own], own)?;
 
     let step_seconds = warm_up(config, &mut *learner, &mut communicator)?;
@@ -129,6 +138,9 @@ pub fn train(config: &Config, transport: Arc<dyn Transport>, signals: &Signals) 
         let state_server = state_server.map(|name| format!("state server: {name}"));
         let communicator = worker.communicator();
         print_first_lines(config, communicator, mode, state_server, &dataset, threads, &out);
+        if let Some(notice) = &placed.notice {
+            say(notice);
+        }
         if let Some(notice) = &notice {
             say(&format!("note: {notice}"));
             watcher.metrics().event("warning", json!({ "text": notice }))?;
@@ -146,8 +158,38 @@ pub fn train(config: &Config, transport: Arc<dyn Transport>, signals: &Signals) 
         watcher,
         out,
         served: None,
+        device: placed.device.to_string(),
     };
     conclude(config, end)
+}
+
+/// This rank's device, and the transport between those of all ranks.
+fn place(config: &Config, transport: Arc<dyn Transport>) -> Result<Placed> {
+    let mode = Mode::by_name(&config.mode)?;
+    if mode.scheme == Scheme::Server {
+        // Pushes and pulls are the host's.
+        let is_asked_for = (0..transport.size()).try_fold(false, |found, rank| {
+            Ok::<_, Error>(found | matches!(config.device.of(rank, transport.size())?, DeviceChoice::Cuda(_)))
+        })?;
+        if is_asked_for || config.transport == TransportChoice::Nccl {
+            return Err(Error::Usage(format!(
+                "--mode {} works at a parameter server, which only ranks on the CPU can do so far: use --device cpu",
+                config.mode
+            )));
+        }
+        let cpu = DeviceChoice::Cpu.into();
+        return Placed::agree(transport, &cpu, config.transport, config.timeout.0, || Ok(()));
+    }
+    Placed::agree(transport, &config.device, config.transport, config.timeout.0, || {
+        if tch::Cuda::is_available() {
+            return Ok(());
+        }
+        Err(Error::Environment(
+            "the libtorch of this program has no CUDA, or cannot use this driver: run `launch/bootstrap --cuda` and build \
+             again, or use --device cpu"
+                .into(),
+        ))
+    })
 }
 
 /// All that a run at a parameter server begins with.
@@ -288,6 +330,8 @@ pub(super) struct End {
     pub(super) state_server: Option<&'static str>,
     pub(super) out: PathBuf,
     pub(super) served: Option<ServedEnd>,
+    /// What this rank computed on.
+    pub(super) device: String,
 }
 
 /// The same of a parameter server's run.
@@ -318,6 +362,7 @@ pub(super) fn conclude(config: &Config, end: End) -> Result<Outcome> {
         state_server,
         out,
         served,
+        device,
     } = end;
     let communicator = &mut communicator;
     let verdict = served.as_ref().map(|served| &served.verdict);
@@ -333,7 +378,7 @@ pub(super) fn conclude(config: &Config, end: End) -> Result<Outcome> {
             score
         }
     };
-    let own = rank_summary(&clock, totals, served.as_ref(), communicator);
+    let own = rank_summary(&clock, totals, served.as_ref(), communicator, device);
     let own =
         serde_json::to_vec(&own).map_err(|e| Error::Internal(format!("a summary cannot be sent: {e}")))?;
     let read = |bytes: &Vec<u8>| {
@@ -403,7 +448,7 @@ fn write_results(
     for lines in remote {
         watcher.metrics().append(lines)?;
     }
-    let parameters = learner.parameters().to_vec();
+    let parameters = learner.parameters_on_host()?;
     let info = weights::WeightsInfo { network: config.network.clone(), dataset: config.dataset.clone() };
     weights::save(&out.join("model.safetensors"), learner.layout(), &parameters, &info)?;
     summary.write(&out.join("summary.json"))?;
@@ -430,6 +475,7 @@ fn rank_summary(
     totals: Totals,
     served: Option<&ServedEnd>,
     communicator: &Communicator,
+    device: String,
 ) -> RankSummary {
     let rank = communicator.rank();
     let host = communicator.transport().peer(rank).host.clone();
@@ -443,7 +489,7 @@ fn rank_summary(
     let worker = bytes.map(|(bytes_sent, bytes_received)| WorkerSummary {
         rank,
         host,
-        device: "cpu".into(),
+        device,
         local_steps: totals.local_steps,
         samples: totals.samples,
         compute_seconds: clock.seconds(Activity::Compute),
@@ -467,7 +513,7 @@ fn warm_up(
     learner: &mut dyn Learner,
     communicator: &mut Communicator,
 ) -> Result<Arc<[f64]>> {
-    let state = learner.save_state();
+    let state = learner.save_state()?;
     learner.step(Update::Local)?;
     let started = Instant::now();
     learner.step(Update::Local)?;
@@ -485,8 +531,9 @@ fn agree_on_configuration(config: &Config, transport: Arc<dyn Transport>) -> Res
     // Over the default collective: the one that was asked for is among what may differ.
     let options = CommunicatorOptions { timeout: config.timeout.0, ..CommunicatorOptions::default() };
     let mut communicator = Communicator::new(transport, options)?;
-    // Threads and files belong to a rank's own host.
-    let common = Config { threads: None, data_dir: None, ..config.clone() }.to_toml()?;
+    // Threads, files and devices belong to a rank's own host.
+    let common = Config { threads: None, data_dir: None, device: DeviceChoices::default(), ..config.clone() }
+        .to_toml()?;
     let table = |bytes: &Vec<u8>| {
         toml::from_str::<toml::Table>(&String::from_utf8_lossy(bytes))
             .map_err(|e| Error::Internal(format!("a rank's configuration cannot be read: {e}")))

@@ -6,6 +6,7 @@ use super::run::{
 };
 use super::supervisor::{MakeLearner, Supervisor, Verdict};
 use super::watcher::Watcher;
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::learner::{Memory, set_threads};
 use crate::runtime::server::{Established, Finale, Rule, Service, establish};
@@ -111,6 +112,7 @@ pub(super) fn train(mut setup: Setup<'_>, blueprint: Blueprint, server_samples: 
             state_server: None,
             out,
             served: Some(ServedEnd { verdict, worker_bytes, service_bytes }),
+            device: Device::Cpu.to_string(),
         },
     )
 }

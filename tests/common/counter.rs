@@ -52,7 +52,9 @@ impl Learner for Counter {
         Ok(StepOutcome { loss: 1.0, samples: BATCH_SIZE })
     }
 
-    fn apply_gradient(&mut self) {}
+    fn apply_gradient(&mut self) -> Result<()> {
+        Ok(())
+    }
 
     fn set_learning_rate(&mut self, _learning_rate: f64) {}
 
@@ -68,13 +70,13 @@ impl Learner for Counter {
         Ok(())
     }
 
-    fn save_state(&self) -> LearnerState {
-        LearnerState {
+    fn save_state(&self) -> Result<LearnerState> {
+        Ok(LearnerState {
             parameters: self.parameters.clone(),
             gradient: self.gradient.clone(),
             optimizer: Vec::new(),
             position: BatchPosition { epoch: 0, offset: self.steps },
-        }
+        })
     }
 
     fn load_state(&mut self, state: &LearnerState) -> Result<()> {

@@ -19,7 +19,7 @@ pub struct Fragments {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Ranges {
     /// First the trained ones, then the statistics; in ascending order.
-    ranges: Vec<Range<usize>>,
+    pub(super) ranges: Vec<Range<usize>>,
     /// Elements in all of them.
     pub(crate) len: usize,
     /// How many of these are trained.

@@ -1,5 +1,7 @@
 //! What travels in an exchange: memory that can be handed to another thread and comes back.
 
+#[cfg(feature = "cuda")]
+use super::on_gpu::GpuValues;
 use crate::collective::{Communicator, Feedback, SharedBuffer};
 use crate::error::Result;
 use crate::policy::Float;
@@ -12,6 +14,8 @@ pub(in crate::runtime) enum Load {
     F64(Values<f64>),
     F16(Values<f16>),
     BF16(Values<bf16>),
+    #[cfg(feature = "cuda")]
+    Gpu(GpuValues),
 }
 
 /// The trained part, then the statistics.
@@ -24,13 +28,19 @@ pub(in crate::runtime) struct Values<T: Float> {
 
 impl Load {
     /// Multiplies the trained part by `weight`. Statistics are averaged with equal weights and have theirs already.
-    pub(in crate::runtime) fn weigh(&mut self, weight: f64) {
+    ///
+    /// # Errors
+    /// `Environment` if a GPU refuses.
+    pub(in crate::runtime) fn weigh(&mut self, weight: f64) -> Result<()> {
         match self {
             Load::F32(load) => load.weigh(weight),
             Load::F64(load) => load.weigh(weight),
             Load::F16(load) => load.weigh(weight),
             Load::BF16(load) => load.weigh(weight),
+            #[cfg(feature = "cuda")]
+            Load::Gpu(load) => return load.weigh(weight),
         }
+        Ok(())
     }
 
     /// Sums it over all ranks. The entry rendezvous was made.
@@ -48,6 +58,8 @@ impl Load {
             Load::F64(load) => load.sum(communicator),
             Load::F16(load) => load.sum(communicator),
             Load::BF16(load) => load.sum(communicator),
+            #[cfg(feature = "cuda")]
+            Load::Gpu(load) => load.sum(communicator),
         }
     }
 }

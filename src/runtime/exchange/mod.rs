@@ -2,6 +2,8 @@
 
 mod fragments;
 mod load;
+#[cfg(feature = "cuda")]
+mod on_gpu;
 mod state;
 
 pub use fragments::Fragments;
@@ -13,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::learner::{FlatSlice, Model};
 use crate::policy::{Float, Fragment, Install, Outer, OuterOptimiser, Replica, Weighting};
 use crate::reduce::Operator;
-use state::{Group, travelling, with_group, with_state};
+use state::{Group, travelling, with_group};
 
 /// The options of an exchange, shared by all policies.
 #[derive(Debug, Clone)]
@@ -154,8 +156,17 @@ impl Exchange {
                 FlatSlice::F64(values) => communicator.broadcast(values, 0)?,
                 FlatSlice::F16(values) => communicator.broadcast(values, 0)?,
                 FlatSlice::BF16(values) => communicator.broadcast(values, 0)?,
+                #[cfg(feature = "cuda")]
+                FlatSlice::Gpu(values) => communicator.broadcast_device(values, 0)?,
             }
             for part in &mut self.parts {
+                #[cfg(feature = "cuda")]
+                if let (Group::Gpu(state), FlatSlice::Gpu(values)) =
+                    (&mut part.groups[index], model.parameters(index))
+                {
+                    state.restart(values)?;
+                    continue;
+                }
                 with_group!(&mut part.groups[index], model.parameters(index), |state, values| {
                     let replica = state.with_values(values, |state, values| {
                         Replica::new(values, state.replica.trainable())
@@ -175,7 +186,7 @@ impl Exchange {
             part.figures.local_steps += 1;
             part.figures.samples += samples;
             for group in &mut part.groups {
-                with_state!(group, |state| state.replica.step_taken());
+                group.step_taken();
             }
         }
     }
@@ -234,6 +245,11 @@ impl Exchange {
         let size = communicator.size();
         let index = self.index(Fragment::Whole)?;
         for (index, group) in self.parts[index].groups.iter_mut().enumerate() {
+            #[cfg(feature = "cuda")]
+            if let Group::Gpu(state) = group {
+                run_gradient_on_gpu(state, model, index, communicator, weight)?;
+                continue;
+            }
             with_group!(&mut *group, model.parameters(index), |state, values| {
                 let load = state.load.as_mut().ok_or_else(travelling)?;
                 state.replica.statistics(values, size, &mut load.values)
@@ -252,7 +268,7 @@ impl Exchange {
                 state.replica.install_statistics(values, &load.values)
             })?;
         }
-        model.apply_gradient();
+        model.apply_gradient()?;
         self.step_taken(0);
         // Gradients leave no delta behind.
         self.parts.iter_mut().for_each(|part| part.figures = Figures::default());
@@ -267,6 +283,11 @@ impl Exchange {
     pub(super) fn swap_anchors(&mut self, model: &mut impl Model) -> Result<()> {
         for part in &mut self.parts {
             for (index, group) in part.groups.iter_mut().enumerate() {
+                #[cfg(feature = "cuda")]
+                if let (Group::Gpu(state), FlatSlice::Gpu(values)) = (&mut *group, model.parameters(index)) {
+                    state.swap_anchor(values)?;
+                    continue;
+                }
                 with_group!(group, model.parameters(index), |state, values| {
                     state.with_values(values, |state, values| state.replica.swap_anchor(values))
                 })?;
@@ -279,6 +300,24 @@ impl Exchange {
     pub(super) fn is_fragmented(&self) -> bool {
         self.parts.len() > 1
     }
+}
+
+/// What [`Exchange::run_gradient`] does for a group on a GPU.
+#[cfg(feature = "cuda")]
+fn run_gradient_on_gpu(
+    state: &mut on_gpu::GpuState,
+    model: &mut impl Model,
+    index: usize,
+    communicator: &mut Communicator,
+    weight: f64,
+) -> Result<()> {
+    let changed = || Error::Internal("a group of parameters left its GPU".into());
+    let FlatSlice::Gpu(values) = model.parameters(index) else { return Err(changed()) };
+    state.gather_statistics(values, communicator.size())?;
+    let Some(FlatSlice::Gpu(gradient)) = model.gradient(index) else { return Err(changed()) };
+    state.sum_gradient(gradient, communicator, weight)?;
+    let FlatSlice::Gpu(values) = model.parameters(index) else { return Err(changed()) };
+    state.install_statistics(values)
 }
 
 fn scale<T: Float>(values: &mut [T], weight: f64) {

@@ -3,6 +3,8 @@
 use super::ExchangeOptions;
 use super::fragments::Ranges;
 use super::load::{Load, Values};
+#[cfg(feature = "cuda")]
+use super::on_gpu::GpuState;
 use crate::collective::{Communicator, Feedback};
 use crate::error::{Error, Result};
 use crate::learner::FlatSlice;
@@ -15,6 +17,9 @@ pub(super) enum Group {
     F64(State<f64>),
     F16(State<f16>),
     BF16(State<bf16>),
+    /// Of `f32`, on a GPU.
+    #[cfg(feature = "cuda")]
+    Gpu(GpuState),
 }
 
 pub(super) struct State<T: Float> {
@@ -43,18 +48,6 @@ macro_rules! with_group {
 }
 pub(super) use with_group;
 
-macro_rules! with_state {
-    ($group:expr, |$state:ident| $body:expr) => {
-        match $group {
-            Group::F32($state) => $body,
-            Group::F64($state) => $body,
-            Group::F16($state) => $body,
-            Group::BF16($state) => $body,
-        }
-    };
-}
-pub(super) use with_state;
-
 /// What is wrong when a load is used that another thread has.
 pub(super) fn travelling() -> Error {
     Error::Internal("an exchange of these parameters has not been finished".into())
@@ -76,7 +69,21 @@ impl Group {
             FlatSlice::F64(values) => Group::F64(State::new(values, ranges, None, communicator, options)?),
             FlatSlice::F16(values) => Group::F16(State::new(values, ranges, None, communicator, options)?),
             FlatSlice::BF16(values) => Group::BF16(State::new(values, ranges, None, communicator, options)?),
+            #[cfg(feature = "cuda")]
+            FlatSlice::Gpu(values) => Group::Gpu(GpuState::new(values, ranges, communicator, options)?),
         })
+    }
+
+    /// To be called after every step that changed the parameters.
+    pub(super) fn step_taken(&mut self) {
+        match self {
+            Group::F32(state) => state.replica.step_taken(),
+            Group::F64(state) => state.replica.step_taken(),
+            Group::F16(state) => state.replica.step_taken(),
+            Group::BF16(state) => state.replica.step_taken(),
+            #[cfg(feature = "cuda")]
+            Group::Gpu(state) => state.step_taken(),
+        }
     }
 
     pub(super) fn depart(
@@ -99,6 +106,10 @@ impl Group {
             (Group::BF16(state), FlatSlice::BF16(values)) => {
                 Load::BF16(state.depart(values, weight, size, overlaps)?)
             }
+            #[cfg(feature = "cuda")]
+            (Group::Gpu(state), FlatSlice::Gpu(values)) => {
+                Load::Gpu(state.depart(values, weight, size, overlaps)?)
+            }
             _ => return Err(Error::Internal("a group of parameters changed its element type".into())),
         })
     }
@@ -111,6 +122,8 @@ impl Group {
             (Group::BF16(state), FlatSlice::BF16(values), Load::BF16(load)) => {
                 state.land(values, load, install)
             }
+            #[cfg(feature = "cuda")]
+            (Group::Gpu(state), FlatSlice::Gpu(values), Load::Gpu(load)) => state.land(values, load, install),
             _ => Err(Error::Internal("a group of parameters changed its element type".into())),
         }
     }
