@@ -3,6 +3,7 @@
 use super::choices::{element, kind, operator, order, seconds, timeout, zero_or_one};
 use super::{Buffers, ByteSize, Format, Placement, Refresh, Step, Switch, Timing};
 use crate::collective::{Kind, Order};
+use crate::device::DeviceChoices;
 use crate::reduce::{ElementType, Operator, WireFormat};
 use crate::train::TransportChoice;
 use clap::Args;
@@ -109,6 +110,9 @@ pub struct Flags {
     /// Where the bytes travel
     #[arg(long, value_enum, default_value_t, help_heading = "Run")]
     pub transport: TransportChoice,
+    /// Where the vectors lie: cpu, cuda, cuda:N, auto; or one for each rank, separated by commas. On GPUs, in place only
+    #[arg(long, default_value = "cpu", help_heading = "Run")]
+    pub device: DeviceChoices,
     /// Run as this many threads of one process, without MPI
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..), help_heading = "Run")]
     pub ranks: Option<u16>,

@@ -64,6 +64,20 @@ impl<'a, T: Number> Bench<'a, T> {
     fn call(&mut self, communicator: &mut Communicator, row: &Row) -> Result<()> {
         let operator = self.flags.operator;
         let vectors = &mut self.sorts[row.sort];
+        #[cfg(feature = "cuda")]
+        if let Some(vector) = vectors.on_gpu() {
+            match self.flags.op {
+                Kind::AllReduce => communicator.all_reduce_device(vector, operator)?,
+                Kind::ReduceScatter => communicator.reduce_scatter_device(vector, operator)?,
+                Kind::AllGather => communicator.all_gather_device(vector)?,
+                Kind::Broadcast => communicator.broadcast_device(vector, ROOT)?,
+                Kind::Reduce => communicator.reduce_device(vector, operator, ROOT)?,
+            }
+            if self.flags.refresh == Refresh::Rotate {
+                vectors.advance();
+            }
+            return Ok(());
+        }
         let (input, output) = vectors.pair();
         match (self.flags.op, output) {
             (Kind::AllReduce, Some(output)) if !row.in_place => {
@@ -83,11 +97,12 @@ impl<'a, T: Number> Bench<'a, T> {
 
     /// One call, whose result is checked element by element on all ranks; none if `flags` want no checks.
     pub(super) fn check(&mut self, communicator: &mut Communicator, row: &mut Row) -> Result<()> {
-        self.sorts[row.sort].begin(&self.contributions, &self.master);
+        self.sorts[row.sort].begin(&self.contributions, &self.master)?;
         if !self.flags.check {
             return Ok(());
         }
         self.call(communicator, row)?;
+        self.sorts[row.sort].download()?;
         let vectors = &self.sorts[row.sort];
         let mut wrong = self.contributions.wrong(vectors.result(row.in_place), ROOT);
         if !row.in_place {
@@ -103,8 +118,9 @@ impl<'a, T: Number> Bench<'a, T> {
         if !self.flags.check {
             return Ok(());
         }
-        self.sorts[row.sort].begin_random(communicator.rank());
+        self.sorts[row.sort].begin_random(communicator.rank())?;
         self.call(communicator, row)?;
+        self.sorts[row.sort].download()?;
         let result = self.sorts[row.sort].result(row.in_place);
         let len = result.len();
         let own = hash(bytemuck::cast_slice(&result[self.contributions.defined(len, ROOT)]));
@@ -124,18 +140,19 @@ impl<'a, T: Number> Bench<'a, T> {
     /// Untimed calls, after which the vectors are as the timed iterations want them.
     pub(super) fn warm_up(&mut self, communicator: &mut Communicator, row: &Row) -> Result<()> {
         for _ in 0..self.flags.warm_up {
-            self.refresh(row);
+            self.refresh(row)?;
             self.call(communicator, row)?;
         }
         if self.flags.refresh != Refresh::Rewrite {
-            self.sorts[row.sort].begin_zero();
+            self.sorts[row.sort].begin_zero()?;
         }
         Ok(())
     }
 
-    fn refresh(&mut self, row: &Row) {
-        if self.flags.refresh == Refresh::Rewrite {
-            self.sorts[row.sort].rewrite(&self.contributions, &self.master);
+    fn refresh(&mut self, row: &Row) -> Result<()> {
+        match self.flags.refresh {
+            Refresh::Rewrite => self.sorts[row.sort].rewrite(&self.contributions, &self.master),
+            Refresh::None | Refresh::Rotate => Ok(()),
         }
     }
 
@@ -150,7 +167,7 @@ impl<'a, T: Number> Bench<'a, T> {
     ) -> Result<()> {
         if self.flags.warm_up > 0 {
             // Other rows have used the caches since.
-            self.refresh(row);
+            self.refresh(row)?;
             self.call(communicator, row)?;
         }
         let begun = Instant::now();
@@ -160,7 +177,7 @@ impl<'a, T: Number> Bench<'a, T> {
                 // Where ranks take turns on the cores, one that is not back yet must not wait for the rewriting of others.
                 communicator.barrier()?;
             }
-            self.refresh(row);
+            self.refresh(row)?;
             let said = Member {
                 transfer_seconds: last.unwrap_or_default(),
                 step_seconds: begun.elapsed().as_secs_f64(),

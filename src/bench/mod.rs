@@ -16,6 +16,8 @@ mod choices;
 mod draw;
 mod explain;
 mod flags;
+#[cfg(feature = "cuda")]
+mod gpu_copy;
 mod host;
 #[cfg(feature = "cuda")]
 pub mod kernels;

@@ -16,6 +16,8 @@ pub(super) struct Facts<'a> {
     pub(super) cores: &'a [usize],
     /// 10⁹ bytes per second that a copy and `a += b` read and write, if the ceiling is measured.
     pub(super) simple_rates: Option<(f64, f64)>,
+    /// Rank 0's GPU, and the 10⁹ bytes per second that its own copy reads and writes.
+    pub(super) gpu: Option<(&'a str, f64)>,
 }
 
 /// Where lines go.

@@ -45,6 +45,8 @@ pub struct Record {
     pub collective: String,
     /// The transport.
     pub transport: String,
+    /// Where the vectors lay: `cpu`, `cuda:N`, or all that ranks had, separated by commas.
+    pub device: String,
     /// The number of ranks.
     pub ranks: usize,
     /// The order of summation that was asked for.
@@ -74,6 +76,8 @@ pub struct Record {
     pub ceiling_us: Option<f64>,
     /// 10⁹ bytes that all cores together read and write in a second in the operation's direct form at this size.
     pub ceiling_gbps: Option<f64>,
+    /// 10⁹ bytes per second that the own copy of rank 0's GPU reads and writes, if it has one.
+    pub copy_gbps: Option<f64>,
     /// The share of the ceiling that was reached: `ceiling_us` / median time.
     pub ceiling_share: Option<f64>,
     /// Wrong elements on all ranks together; nothing if they were not checked.
@@ -121,6 +125,7 @@ impl Record {
             ("op", self.op.clone()),
             ("collective", self.collective.clone()),
             ("transport", self.transport.clone()),
+            ("device", self.device.replace(',', " ")),
             ("ranks", self.ranks.to_string()),
             ("order", self.order.to_string()),
             ("bytes", self.bytes.to_string()),
@@ -137,6 +142,7 @@ impl Record {
             ("busbw_gbps", self.busbw_gbps.to_string()),
             ("ceiling_us", known(self.ceiling_us)),
             ("ceiling_gbps", known(self.ceiling_gbps)),
+            ("copy_gbps", known(self.copy_gbps)),
             ("ceiling_share", known(self.ceiling_share)),
             ("wrong", known(self.wrong)),
             ("iterations", self.iterations.to_string()),

@@ -48,6 +48,7 @@ pub(super) struct Size<'a> {
 /// Where results may go, for an operation.
 pub(super) fn placements(flags: &Flags) -> &'static [bool] {
     match (flags.op, flags.placement) {
+        _ if !flags.device.are_cpu() => &[true],
         (Kind::AllReduce, Placement::Both) => &[false, true],
         (Kind::AllReduce, Placement::Out) => &[false],
         _ => &[true],

@@ -11,9 +11,10 @@ use crate::collective::{
     COLLECTIVE_NAMES, Collective, Communicator, CommunicatorOptions, Kind, Member, Native, Operation,
     TWO_SHOT, Topology, collective_by_name,
 };
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::reduce::ElementType;
-use crate::train::{SlowLinks, first_failure, run_ranks};
+use crate::train::{Placed, SlowLinks, first_failure, run_ranks};
 use crate::transport::Transport;
 use half::{bf16, f16};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -63,7 +64,9 @@ pub fn bench(flags: &Flags) -> Result<Outcome> {
     }
     let ranks = flags.ranks.map(usize::from);
     let results = run_ranks(flags.transport, ranks, &SlowLinks::default(), |transport| {
-        sweep.run(&transport).inspect_err(|error| transport.poison(&error.to_string()))
+        let placed =
+            Placed::agree(transport.clone(), &flags.device, flags.transport, flags.timeout, || Ok(()));
+        placed.and_then(|placed| sweep.run(&placed)).inspect_err(|error| transport.poison(&error.to_string()))
     })?;
     Ok(first_failure(results)?.first().copied().unwrap_or_default())
 }
@@ -90,6 +93,11 @@ impl<'a> Sweep<'a> {
                 Error::Usage(text) => Error::Usage(format!("{text}, or `all`")),
                 other => other,
             })?;
+        }
+        if flags.placement == Placement::Out && !flags.device.are_cpu() {
+            return Err(Error::Usage(
+                "--placement out is for vectors of the CPU; on GPUs leave the flag out".into(),
+            ));
         }
         if flags.placement == Placement::Out && flags.op != Kind::AllReduce {
             return Err(Error::Usage(format!(
@@ -124,7 +132,8 @@ impl<'a> Sweep<'a> {
         Communicator::new(transport.clone(), options)
     }
 
-    fn run(&self, transport: &Arc<dyn Transport>) -> Result<Outcome> {
+    fn run(&self, placed: &Placed) -> Result<Outcome> {
+        let transport = &placed.transport;
         let is_first = transport.rank() == 0;
         // Opened first, so that a wrong path is known before an hour of measurements.
         let mut output = if is_first { Some(Output::open(self.flags)?) } else { None };
@@ -133,21 +142,36 @@ impl<'a> Sweep<'a> {
             match self.communicator(name, transport) {
                 Err(error @ Error::Refused { .. }) if self.all => note(is_first, &error),
                 other => {
-                    communicators.push(other?);
+                    let mut communicator = other?;
+                    if placed.has_gpus() {
+                        communicator.agree_devices(&placed.device)?;
+                    }
+                    communicators.push(communicator);
                     names.push(if is_narrow(self.flags) { TWO_SHOT } else { *name });
                 }
             }
         }
         let Some(leader) = communicators.first_mut() else { return Err(self.nobody()) };
-        let sorts = self.sorts(leader, is_first)?;
+        let sorts = if placed.has_gpus() { vec![false] } else { self.sorts(leader, is_first)? };
         let hosts = leader.topology().host_count();
         self.check_memory(leader, sorts.len())?;
-        let mut meter = self.meter(is_first, &**transport, hosts);
+        // The host's ceiling says nothing about vectors that lie elsewhere.
+        let mut meter = self.meter(is_first && !placed.has_gpus(), &**transport, hosts);
+        let gpu = self.gpu(is_first, &placed.device)?;
+        if let Some(notice) = placed.notice.as_ref().filter(|_| is_first) {
+            eprintln!("esync-bench: note: {notice}");
+        }
         let simple_rates = meter.as_mut().map(|meter| meter.simple_rates(self.largest_bytes()));
         if let Some(output) = &mut output {
             output.begin(
                 self.flags,
-                &Facts { transport: &**transport, hosts, cores: &self.cores, simple_rates },
+                &Facts {
+                    transport: &**transport,
+                    hosts,
+                    cores: &self.cores,
+                    simple_rates,
+                    gpu: gpu.as_ref().map(|(name, copy)| (name.as_str(), *copy)),
+                },
             )?;
         }
         let mut taking_part: Vec<usize> = (0..names.len()).collect();
@@ -176,7 +200,7 @@ impl<'a> Sweep<'a> {
                 taking_part.retain(|index| index != refused);
             }
             outcome.wrong += found.rows.iter().map(|row| row.wrong).sum::<u64>();
-            let records = self.records(&names, &**transport, hosts, count, &found);
+            let records = self.records(&names, placed, gpu.as_ref().map(|gpu| gpu.1), hosts, count, &found);
             if most_repeats > 0
                 && found.repeats == most_repeats
                 && records.iter().any(Record::is_contaminated)
@@ -200,6 +224,18 @@ impl<'a> Sweep<'a> {
             output.end(self.flags.check.then_some(outcome.wrong))?;
         }
         Ok(outcome)
+    }
+
+    /// The GPU of rank 0, and what its own copy reads and writes.
+    #[cfg(feature = "cuda")]
+    fn gpu(&self, is_first: bool, device: &Device) -> Result<Option<(String, f64)>> {
+        let Some(gpu) = device.gpu().filter(|_| is_first) else { return Ok(None) };
+        Ok(Some((gpu.to_string(), super::gpu_copy::copy_gbps(gpu, self.largest_bytes())?)))
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    fn gpu(&self, _: bool, _: &Device) -> Result<Option<(String, f64)>> {
+        Ok(None)
     }
 
     fn nobody(&self) -> Error {
@@ -307,7 +343,8 @@ impl<'a> Sweep<'a> {
     fn records(
         &self,
         names: &[&str],
-        transport: &dyn Transport,
+        placed: &Placed,
+        copy_gbps: Option<f64>,
         hosts: usize,
         count: usize,
         found: &Found,
@@ -315,6 +352,10 @@ impl<'a> Sweep<'a> {
         let flags = self.flags;
         let bytes = count * flags.element.size();
         let rounded = |value: f64| (value * 1e6).round() / 1e6;
+        let transport = &*placed.transport;
+        let mut devices = placed.devices.clone();
+        devices.dedup();
+        let device = devices.join(",");
         let record = |row: &super::measure::Row| {
             let time_us = Times::of(&mut row.seconds.clone());
             let algbw = if time_us.median > 0.0 { bytes as f64 / time_us.median / 1e3 } else { 0.0 };
@@ -323,6 +364,7 @@ impl<'a> Sweep<'a> {
                 op: flags.op.to_string(),
                 collective: names[row.collective].into(),
                 transport: transport.name().into(),
+                device: device.clone(),
                 ranks: transport.size(),
                 order: flags.order,
                 wire: flags.wire,
@@ -337,6 +379,7 @@ impl<'a> Sweep<'a> {
                 busbw_gbps: rounded(algbw * bus_factor(flags.op, transport.size())),
                 ceiling_us,
                 ceiling_gbps: found.ceiling.map(|ceiling| rounded(ceiling.gbps())),
+                copy_gbps: copy_gbps.map(rounded),
                 ceiling_share: ceiling_us
                     .filter(|_| time_us.median > 0.0)
                     .map(|us| rounded(us / time_us.median)),

@@ -1,8 +1,8 @@
 //! The table for people: nccl-tests' columns, out of place and in place side by side.
 
 use super::output::Facts;
-use super::{Flags, Placement, Record, Timing, host};
-use crate::collective::Kind;
+use super::size::placements;
+use super::{Flags, Record, Timing, host};
 
 /// Width of the columns of one placement, without the blanks before them.
 const SIDE: usize = 58;
@@ -30,6 +30,9 @@ pub(super) fn head(flags: &Flags, facts: &Facts<'_>) -> Vec<String> {
         ),
         format!("# host: {}, {}", plural(facts.cores.len(), "core"), host::processor()),
     ];
+    if let Some((gpu, copy)) = facts.gpu {
+        lines.push(format!("# {gpu}: its own copy reads and writes {copy:.1} GB/s"));
+    }
     if let Some((copy, add)) = facts.simple_rates {
         let rates =
             format!("; all cores together read and write {copy:.1} GB/s in a copy, {add:.1} in a += b");
@@ -40,11 +43,7 @@ pub(super) fn head(flags: &Flags, facts: &Facts<'_>) -> Vec<String> {
          host's ceiling"
             .into(),
     );
-    let sides: &[&str] = match (flags.op, flags.placement) {
-        (Kind::AllReduce, Placement::Both) => &["out of place", "in place"],
-        (Kind::AllReduce, Placement::Out) => &["out of place"],
-        _ => &["in place"],
-    };
+    let sides = placements(flags).iter().map(|in_place| if *in_place { "in place" } else { "out of place" });
     let mut over = format!("# {:62}", "");
     let mut names = format!(
         "# {:>10} {:>10} {:>5} {:>7} {:<18} {:<7}",

@@ -4,6 +4,8 @@ use super::numbers::{Contributions, Number, fill_random};
 use super::{Flags, Refresh};
 use crate::buffer::FlatBuffer;
 use crate::collective::{Communicator, SharedBuffer};
+#[cfg(feature = "cuda")]
+use crate::device::{DeviceBuffer, DeviceSliceMut};
 use crate::error::Result;
 use std::ops::{Deref, DerefMut};
 
@@ -55,6 +57,9 @@ pub(super) struct Vectors<T: Number> {
     inputs: Vec<Vector<T>>,
     outputs: Vec<Vector<T>>,
     next: usize,
+    /// On a GPU, one for each input, which is then only what the GPU's begins as.
+    #[cfg(feature = "cuda")]
+    on_gpu: Vec<DeviceBuffer<T>>,
 }
 
 /// How many vectors each rank has of each use.
@@ -77,7 +82,16 @@ impl<T: Number> Vectors<T> {
         let of = |number: usize| -> Result<Vec<Vector<T>>> {
             (0..number).map(|_| Vector::new(communicator, registered, count)).collect()
         };
-        Ok(Vectors { inputs: of(vectors)?, outputs: of(if out_of_place { vectors } else { 0 })?, next: 0 })
+        Ok(Vectors {
+            inputs: of(vectors)?,
+            outputs: of(if out_of_place { vectors } else { 0 })?,
+            next: 0,
+            #[cfg(feature = "cuda")]
+            on_gpu: match communicator.gpu() {
+                Some(gpu) => (0..vectors).map(|_| DeviceBuffer::new(gpu, count)).collect::<Result<_>>()?,
+                None => Vec::new(),
+            },
+        })
     }
 
     /// Whether other ranks can reach all of them.
@@ -86,35 +100,62 @@ impl<T: Number> Vectors<T> {
     }
 
     /// Back to the first ones, with what the checks expect.
-    pub(super) fn begin(&mut self, contributions: &Contributions<T>, master: &[T]) {
+    pub(super) fn begin(&mut self, contributions: &Contributions<T>, master: &[T]) -> Result<()> {
         self.next = 0;
-        self.rewrite(contributions, master);
         // What is to arrive must not be there before.
         for output in &mut self.outputs {
             output.fill(T::small(77));
         }
+        self.rewrite(contributions, master)
     }
 
     /// Numbers whose sums depend on the order of summation.
-    pub(super) fn begin_random(&mut self, rank: usize) {
+    pub(super) fn begin_random(&mut self, rank: usize) -> Result<()> {
         self.next = 0;
         fill_random(&mut self.inputs[0], rank);
+        self.upload()
     }
 
     /// All zero: results stay zero however often an operation is repeated on them, and every sort of number takes its
     /// usual time.
-    pub(super) fn begin_zero(&mut self) {
+    pub(super) fn begin_zero(&mut self) -> Result<()> {
         for vector in self.inputs.iter_mut().chain(&mut self.outputs) {
             vector.fill(T::small(0));
         }
+        self.upload()
     }
 
     /// Each rank writes its input, as it did at the beginning.
-    pub(super) fn rewrite(&mut self, contributions: &Contributions<T>, master: &[T]) {
+    pub(super) fn rewrite(&mut self, contributions: &Contributions<T>, master: &[T]) -> Result<()> {
         for input in &mut self.inputs {
             input.copy_from_slice(master);
             contributions.forget_others(input);
         }
+        self.upload()
+    }
+
+    /// What the host has written, to the GPU.
+    fn upload(&mut self) -> Result<()> {
+        #[cfg(feature = "cuda")]
+        for (buffer, input) in self.on_gpu.iter_mut().zip(&self.inputs) {
+            buffer.as_mut_slice().copy_from(input)?;
+        }
+        Ok(())
+    }
+
+    /// The result, from the GPU.
+    pub(super) fn download(&mut self) -> Result<()> {
+        #[cfg(feature = "cuda")]
+        if let Some(buffer) = self.on_gpu.first() {
+            buffer.as_slice().copy_to(&mut self.inputs[0])?;
+        }
+        Ok(())
+    }
+
+    /// The vector of the next call, if it lies on a GPU.
+    #[cfg(feature = "cuda")]
+    pub(super) fn on_gpu(&mut self) -> Option<DeviceSliceMut<'_, T>> {
+        self.on_gpu.get_mut(self.next).map(DeviceBuffer::as_mut_slice)
     }
 
     /// The vectors of the next call: the input, and the output where there is one.
