@@ -40,6 +40,7 @@
 //! | `SOFTWARE_CUDA_TRACE` | none | a file that gets a line for each operation given to a stream and each wait of the host |
 //! | `SOFTWARE_CUDA_NCCL_STALL` | none | `RANK:OPERATION`: this rank's operation of that number (from 0) never ends |
 //! | `SOFTWARE_CUDA_NCCL_ERROR` | none | `RANK:OPERATION`: the same, and `ncclCommGetAsyncError` then tells of a remote error |
+//! | `SOFTWARE_CUDA_NCCL_TELLS_OF_ABORTS` | 0 | 1: `ncclCommAbort` makes the other ranks' communicators tell of a remote error, as over a network; else they wait, as over NVLink. A process that ends is always noticed |
 #![allow(non_snake_case, reason = "the functions have the names of CUDA's")]
 
 mod api;

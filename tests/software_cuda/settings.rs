@@ -19,6 +19,7 @@ pub(crate) struct Settings {
     pub(crate) trace: Option<PathBuf>,
     pub(crate) nccl_stall: Option<Operation>,
     pub(crate) nccl_error: Option<Operation>,
+    pub(crate) tells_of_aborts: bool,
     pub(crate) share_device: bool,
 }
 
@@ -58,6 +59,7 @@ pub(crate) fn settings() -> &'static Settings {
         trace: variable("SOFTWARE_CUDA_TRACE"),
         nccl_stall: variable("SOFTWARE_CUDA_NCCL_STALL"),
         nccl_error: variable("SOFTWARE_CUDA_NCCL_ERROR"),
+        tells_of_aborts: variable::<u32>("SOFTWARE_CUDA_NCCL_TELLS_OF_ABORTS") == Some(1),
         share_device: variable::<u32>("NCCL_MULTI_RANK_GPU_ENABLE") == Some(1),
     })
 }

@@ -213,7 +213,7 @@ impl Communicator {
     }
 
     /// Waits for all operations, unless they can no longer end.
-    pub(super) fn finish(&self) {
+    pub(super) fn finish(self: &Arc<Self>) {
         let last = lock(&self.last).clone();
         match (self.settled_state(), last) {
             (ncclResult_t::ncclSuccess, Some(last)) => last.wait(),
@@ -223,8 +223,11 @@ impl Communicator {
     }
 
     /// Ends all operations, and returns when none runs any more.
-    pub(super) fn abort(&self) {
-        self.aborted.store(true, Ordering::Release);
+    pub(super) fn abort(self: &Arc<Self>) {
+        if !self.aborted.swap(true, Ordering::AcqRel) && !settings().tells_of_aborts {
+            // The connections stay open as long as the process lives, so that the others see no end of them.
+            std::mem::forget(Arc::clone(self));
+        }
         // A full socket is readable too.
         let _ = (&self.aborting.1).write(&[1]);
         drop(lock(&self.running));
