@@ -310,7 +310,7 @@ fn a_transfer_of_nccl_that_never_ends_is_ended_at_the_deadline() {
 #[test]
 fn an_error_that_nccl_tells_of_later_ends_the_operation() {
     let Some(device) = SoftwareDevice::new() else { return };
-    let device = device.set("SOFTWARE_CUDA_NCCL_ERROR", "1:0");
+    let device = device.set("SOFTWARE_CUDA_NCCL_ERROR", "1:0").set("SOFTWARE_CUDA_NCCL_TELLS_OF_ABORTS", 1);
     device.run("an_error_that_nccl_tells_of_later_ends_the_operation", || {
         let options = CommunicatorOptions { timeout: Duration::from_secs(10), ..options("ring") };
         let begun = Instant::now();
