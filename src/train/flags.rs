@@ -167,7 +167,7 @@ pub struct Flags {
         hide_short_help = true
     )]
     pub gate_threshold: Option<f64>,
-    /// Mode hermes: by how much it comes closer to 0 in an idle epoch [default: 0.1]
+    /// Mode hermes: by how much it comes closer to 0 in an idle epoch [default: 0.3; the paper's is 0.1]
     #[arg(
         long,
         env = "ESYNC_GATE_DECAY",
@@ -176,7 +176,7 @@ pub struct Flags {
         hide_short_help = true
     )]
     pub gate_decay: Option<f64>,
-    /// Mode hermes: epochs without a push after which it begins to [default: 5]
+    /// Mode hermes: epochs without a push after which it begins to [default: 2; the paper's is 5]
     #[arg(
         long,
         env = "ESYNC_GATE_IDLE",
