@@ -82,6 +82,18 @@ fn asked_to_end(mode: &str, signal: Signal, code: i32, stopped_by: &str) {
     check_results(&folder, 4, mode);
 }
 
+/// At a parameter server the others go on, until the launcher has noticed and tells them to end: then they miss the dead one. A
+/// dead server is missed with the next push.
+fn killed_at_a_server(mode: &str, victim: usize) {
+    let training = Training::begin(mode);
+    let pid = training.job.signal_rank(victim, Signal::KILL);
+    let (folder, outcome, seconds) = training.end();
+    assert!([5, 137].contains(&outcome.code), "{mode}: {outcome:#?}");
+    assert!(seconds < 3.0 + 5.0, "{mode}: {seconds} s");
+    assert_names(&outcome, victim, pid, &["lost during"]);
+    assert!(!folder.path("out/summary.json").exists());
+}
+
 #[test]
 fn a_killed_rank_ends_an_esync_job() {
     killed(Training::begin("esync"));
@@ -95,6 +107,18 @@ fn a_rank_killed_on_another_host_is_named() {
 #[test]
 fn a_killed_rank_ends_a_sync_job() {
     killed(Training::begin("sync"));
+}
+
+#[test]
+fn a_killed_worker_ends_a_job_at_a_parameter_server() {
+    for mode in ["wbsp", "ssp"] {
+        killed_at_a_server(mode, 2);
+    }
+}
+
+#[test]
+fn a_killed_server_ends_its_job() {
+    killed_at_a_server("async", 0);
 }
 
 #[test]

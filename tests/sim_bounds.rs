@@ -24,6 +24,9 @@ fn run(scene: &Scene, options: SimOptions, watch: &mut dyn Watch) -> Record {
     record.unwrap_or_else(|error| panic!("{}: {error}", mode.name))
 }
 
+/// What the clock rounds to.
+const NANOSECOND: f64 = 1e-9;
+
 fn with(mode: &str, rounds: u64, policy: PolicyOptions) -> SimOptions {
     SimOptions { policy, deaths: Deaths::LeaveSurvivors, ..options(mode, rounds) }
 }
@@ -113,7 +116,7 @@ proptest! {
                 Action::Step { .. } => {
                     for (rank, &clock) in clocks.iter().enumerate() {
                         let is_dead = death.is_some_and(|(dead, at)| {
-                            dead % clocks.len() == rank && at <= entry.seconds
+                            dead % clocks.len() == rank && at <= entry.seconds + NANOSECOND
                         });
                         prop_assert!(is_dead || clocks[entry.rank] <= clock + bound, "{:?}", clocks);
                     }

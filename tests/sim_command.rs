@@ -77,7 +77,7 @@ fn targets_and_bad_input_have_their_exit_codes() {
         0,
         "results in cut",
     );
-    check("--surrogate --target-loss -1", 2, "--target-loss is -1");
+    check("--surrogate --target-loss=-1", 2, "--target-loss is -1");
     check("--surrogate --target-accuracy 0.9", 2, "--target-accuracy has no meaning with --surrogate");
     check("--surrogate --learning-rate 500 --mode sync --max-samples 100000 --out diverged", 7, "diverged");
     std::fs::write(folder.path().join("bad.toml"), "version = 1\nhots = 3\n").unwrap();
