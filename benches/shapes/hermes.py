@@ -6,13 +6,15 @@ from .simulator import median_of, time_to_target
 # An image of MNIST.
 SAMPLE_BYTES = 784
 
+# esync's own defaults open the gate sooner.
+PAPERS_GATE = ["--gate-idle", "5", "--gate-decay", "0.1"]
 POLICIES = {
     "BSP": ("sync", []),
     "ASP": ("async", []),
     "SSP": ("ssp", []),
     "local SGD": ("local-sgd", []),
-    "Hermes": ("hermes", []),
-    "Hermes, f32 wire": ("hermes", ["--wire", "f32"]),
+    "Hermes": ("hermes", PAPERS_GATE),
+    "Hermes, f32 wire": ("hermes", [*PAPERS_GATE, "--wire", "f32"]),
 }
 
 
