@@ -428,12 +428,6 @@ pub struct Flags {
     /// Where the bytes travel [default: auto]
     #[arg(long, env = "ESYNC_TRANSPORT", value_enum, help_heading = "Communication")]
     pub transport: Option<TransportChoice>,
-    /// Where ranks compute: auto, cpu, cuda, cuda:N; or one for each rank, separated by commas [default: auto]
-    ///
-    /// `auto` is a GPU if there is one that can be used, and `cuda` the one of the rank's number on its host, modulo the number
-    /// of GPUs. Ranks of one job may work on different devices.
-    #[arg(long, env = "ESYNC_DEVICE", help_heading = "Run")]
-    pub device: Option<DeviceChoices>,
     /// How many ranks hold shards: of a mode's parameter server [default: 1], of the collective `parameter-server` [default: all]
     #[arg(
         long,
@@ -485,6 +479,12 @@ pub struct Flags {
     /// Decides initial parameters, partition and shuffling [default: 1]
     #[arg(long, env = "ESYNC_SEED", help_heading = "Run", hide_short_help = true)]
     pub seed: Option<u64>,
+    /// Where ranks compute: auto, cpu, cuda, cuda:N; or one for each rank, separated by commas [default: auto]
+    ///
+    /// `auto` is a GPU if there is one that can be used, and `cuda` the one of the rank's number on its host, modulo the number
+    /// of GPUs. Ranks of one job may work on different devices.
+    #[arg(long, env = "ESYNC_DEVICE", value_name = "DEVICE", help_heading = "Run", hide_short_help = true)]
+    pub device: Option<DeviceChoices>,
     /// Threads of a rank's arithmetic [default: cores / ranks of the host, at least 1]
     #[arg(long, env = "ESYNC_THREADS", value_name = "N", help_heading = "Run", hide_short_help = true)]
     pub threads: Option<usize>,
