@@ -156,7 +156,10 @@ impl Communicator {
             let operation = communicator.operations.load(Ordering::Relaxed);
             Pauses::of_thread(operation << 8 | communicator.rank as u64).pause();
             communicator.launch_now(tasks);
-            communicator.set_state(ncclResult_t::ncclSuccess);
+            // The operation may have failed already.
+            if communicator.state() == ncclResult_t::ncclInProgress {
+                communicator.set_state(ncclResult_t::ncclSuccess);
+            }
         });
         Err(ncclResult_t::ncclInProgress)
     }
