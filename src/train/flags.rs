@@ -535,7 +535,9 @@ pub struct Flags {
     /// The data set [default: digits]
     #[arg(long, env = "ESYNC_DATASET", value_parser = names(&DATASET_NAMES), help_heading = "Data")]
     pub dataset: Option<String>,
-    /// Where its files are (`digits` is built in; `tinyshakespeare` is any text file, or input.txt in a directory)
+    /// Where its files are (`digits` is built in)
+    ///
+    /// `tinyshakespeare` is any text file, or input.txt in a directory.
     #[arg(long, env = "ESYNC_DATA_DIR", value_name = "DIR", help_heading = "Data")]
     pub data_dir: Option<PathBuf>,
     /// How workers share it: iid, by-class, contiguous, dirichlet:ALPHA [default: iid]
