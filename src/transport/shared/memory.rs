@@ -138,21 +138,20 @@ impl Control {
 pub(super) fn anonymous_file(name: &str, bytes: usize) -> Result<OwnedFd> {
     let file = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
         .map_err(|e| environment("make", bytes, e))?;
-    if bytes >= HUGE_PAGE {
-        rustix::fs::ftruncate(&file, bytes as u64).map_err(|e| environment("allocate", bytes, e))?;
-        allocate_huge_pages(&file, bytes)?;
-    }
-    // What has no huge page gets ordinary ones.
     rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, bytes as u64)
         .map_err(|e| environment("allocate", bytes, e))?;
+    if bytes >= HUGE_PAGE {
+        ask_for_huge_pages(&file, bytes)?;
+    }
     rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)
         .map_err(|e| environment("seal", bytes, e))?;
     Ok(file)
 }
 
-/// Asks for huge pages for an empty file: with them a sum over many vectors is not held up by looking up addresses. Systems
-/// that give none to shared memory by themselves do on request (Linux 6.1); where they do not, nothing is lost.
-fn allocate_huge_pages(file: &OwnedFd, bytes: usize) -> Result<()> {
+/// Asks for huge pages in place of a file's ordinary ones: with them a sum over many vectors is not held up by looking up
+/// addresses. Systems that give none to shared memory by themselves do on request (Linux 6.1), if there are pages to be
+/// replaced (since about 6.17 an empty file is refused); where they do not, nothing is lost.
+fn ask_for_huge_pages(file: &OwnedFd, bytes: usize) -> Result<()> {
     let reserved = Mapping::reserve(bytes)?;
     let (protection, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED | MapFlags::FIXED);
     let place = reserved.start.as_ptr().cast();
