@@ -506,8 +506,12 @@ fn rank_summary(
     RankSummary { worker, server }
 }
 
-/// Two steps that leave no trace: the first pays for lazy initialisation, which takes a hundred times as long as a small
-/// model's step; the second measures every rank for the first plan.
+/// Steps of the warm-up that are timed.
+const MEASURED_STEPS: u32 = 3;
+
+/// Steps that leave no trace: the first pays for lazy initialisation, which takes a hundred times as long as a small model's
+/// step; the others measure every rank for the first plan, and for the times that policies take as multiples of the slowest
+/// rank's step. The least counts: one step during which another program has the core can last fifty times as long.
 fn warm_up(
     config: &Config,
     learner: &mut dyn Learner,
@@ -515,9 +519,12 @@ fn warm_up(
 ) -> Result<Arc<[f64]>> {
     let state = learner.save_state()?;
     learner.step(Update::Local)?;
-    let started = Instant::now();
-    learner.step(Update::Local)?;
-    let mut step_seconds = started.elapsed().as_secs_f64();
+    let mut step_seconds = f64::INFINITY;
+    for _ in 0..MEASURED_STEPS {
+        let started = Instant::now();
+        learner.step(Update::Local)?;
+        step_seconds = step_seconds.min(started.elapsed().as_secs_f64());
+    }
     learner.load_state(&state)?;
     if let Some(slowness) = config.slow.of(communicator.rank(), communicator.size())? {
         step_seconds += slowness.pause(step_seconds).as_secs_f64();
