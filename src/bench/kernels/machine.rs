@@ -1,12 +1,16 @@
 //! Where kernels are checked: a GPU, or whatever else can start them.
 
 use crate::device::Gpu;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::reduce::cuda::{Call, Kernels, Launch};
-use cudarc::driver::CudaStream;
-use cudarc::driver::result;
 use cudarc::driver::sys::CUdeviceptr;
+use cudarc::driver::{CudaEvent, CudaStream, result};
 use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// No kernel here takes a hundredth of it.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
 /// Starts kernels in one stream, and has memory for them.
 pub trait Machine: Launch {
@@ -25,7 +29,7 @@ pub trait Machine: Launch {
     /// Waits until the stream has done everything.
     ///
     /// # Errors
-    /// `Environment` if something in the stream failed.
+    /// `Environment` if something in the stream failed, or takes more than a minute.
     fn wait(&self) -> Result<()>;
 }
 
@@ -51,6 +55,7 @@ pub trait Memory {
 pub struct GpuMachine {
     kernels: Arc<Kernels>,
     stream: Arc<CudaStream>,
+    done: CudaEvent,
 }
 
 impl GpuMachine {
@@ -59,7 +64,8 @@ impl GpuMachine {
     /// # Errors
     /// `Environment` if the driver refuses.
     pub fn new(kernels: &Arc<Kernels>) -> Result<Self> {
-        Ok(GpuMachine { kernels: kernels.clone(), stream: kernels.gpu().stream()? })
+        let (stream, done) = (kernels.gpu().stream()?, kernels.gpu().event()?);
+        Ok(GpuMachine { kernels: kernels.clone(), stream, done })
     }
 
     /// The kernels.
@@ -98,7 +104,18 @@ impl Machine for GpuMachine {
     }
 
     fn wait(&self) -> Result<()> {
-        self.stream.synchronize().map_err(|error| self.kernels.gpu().failed("waiting for a stream on", error))
+        let gpu = self.kernels.gpu();
+        let failed = |error| gpu.failed("waiting for a kernel on", error);
+        self.done.record(&self.stream).map_err(failed)?;
+        let began = Instant::now();
+        while !self.done.try_is_complete().map_err(failed)? {
+            if began.elapsed() > LONGEST_WAIT {
+                let seconds = LONGEST_WAIT.as_secs();
+                return Err(Error::Environment(format!("a kernel on {gpu} has not ended in {seconds} s")));
+            }
+            thread::sleep(Duration::from_micros(20));
+        }
+        Ok(())
     }
 }
 
