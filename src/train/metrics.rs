@@ -22,7 +22,8 @@ struct Pen {
     file: File,
     is_local: bool,
     lines: Vec<u8>,
-    started: Instant,
+    /// `None` before training has begun.
+    started: Option<Instant>,
     written: Instant,
 }
 
@@ -51,9 +52,8 @@ impl Metrics {
             false => tempfile::tempfile(),
         };
         let file = file.map_err(|e| Error::file(path, format!("cannot write metrics: {e}")))?;
-        let now = Instant::now();
         let (path, lines) = (path.into(), Vec::new());
-        let pen = Pen { rank, path, file, is_local, lines, started: now, written: now };
+        let pen = Pen { rank, path, file, is_local, lines, started: None, written: Instant::now() };
         Ok(Metrics { pen: Arc::new(Mutex::new(pen)) })
     }
 
@@ -61,9 +61,10 @@ impl Metrics {
         self.pen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Training begins now: `t` counts from here.
-    pub fn restart_clock(&mut self) {
-        self.pen().started = Instant::now();
+    /// Training begins now: `t` counts from here. What was noted before, such as a server's answer to a rank that began a
+    /// moment sooner, has the time 0.
+    pub fn start_clock(&mut self) {
+        self.pen().started = Some(Instant::now());
     }
 
     /// Notes an event of `kind` with these fields.
@@ -72,7 +73,8 @@ impl Metrics {
     /// `File` if the disk is full.
     pub fn event(&mut self, kind: &str, fields: impl Serialize) -> Result<()> {
         let mut pen = self.pen();
-        let event = Event { t: pen.started.elapsed().as_secs_f64(), rank: pen.rank, kind, fields };
+        let t = pen.started.map_or(0.0, |started| started.elapsed().as_secs_f64());
+        let event = Event { t, rank: pen.rank, kind, fields };
         serde_json::to_writer(&mut pen.lines, &event)
             .map_err(|e| Error::Internal(format!("an event cannot be written as JSON: {e}")))?;
         pen.lines.push(b'\n');
@@ -155,6 +157,24 @@ mod tests {
             text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         assert_eq!(events.len(), 2000);
         assert!(events.iter().all(|event| event["kind"] == "step" && event["t"].is_f64()));
+    }
+
+    #[test]
+    fn times_begin_with_training_and_never_go_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.jsonl");
+        let mut metrics = Metrics::open(&path, 0, true).unwrap();
+        std::thread::sleep(Duration::from_millis(5));
+        metrics.event("decision", ()).unwrap();
+        metrics.start_clock();
+        metrics.event("step", ()).unwrap();
+        metrics.flush().unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let time =
+            |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap()["t"].as_f64().unwrap();
+        let times: Vec<f64> = text.lines().map(time).collect();
+        assert_eq!(times[0], 0.0);
+        assert!(times.is_sorted(), "{times:?}");
     }
 
     #[test]

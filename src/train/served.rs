@@ -81,7 +81,7 @@ pub(super) fn train(mut setup: Setup<'_>, blueprint: Blueprint, server_samples: 
     } else {
         communicator.barrier()?;
         (clock, totals, worker_bytes) = (Stopwatch::start(Activity::Other), Totals::default(), None);
-        watcher.metrics().restart_clock();
+        watcher.metrics().start_clock();
         if let Some(handle) = &handle {
             handle.begin();
         }

@@ -267,7 +267,7 @@ impl<L: Learner + ?Sized> Observer<Box<L>> for Watcher {
 
     fn began(&mut self) {
         self.started = Instant::now();
-        self.metrics.restart_clock();
+        self.metrics.start_clock();
         if let Some(service) = &self.service {
             service.begin();
         }
