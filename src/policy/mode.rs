@@ -118,7 +118,7 @@ impl Mode {
     /// The outer optimiser, if none is asked for. Its rate is then [`Outer::default_learning_rate`].
     pub fn default_outer(self) -> Outer {
         match self.name {
-            "diloco" | "streaming-diloco" => Outer::Nesterov,
+            "diloco" | "streaming-diloco" | "async-diloco" => Outer::Nesterov,
             _ => Outer::Sgd,
         }
     }

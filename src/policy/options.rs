@@ -128,6 +128,9 @@ pub struct PolicyOptions {
     /// `async-diloco`: how long the server waits for further pushes after one has arrived.
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "as_text")]
     pub grace_period: Option<Duration>,
+    /// `async-diloco`: the outer learning rate. In modes of rounds that is an option of the exchange, under the same flag.
+    #[serde(skip)]
+    pub global_learning_rate: Option<f64>,
     /// `hermes`: the z-score that a loss must not exceed to be pushed (α).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gate_threshold: Option<f64>,

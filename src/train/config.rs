@@ -91,6 +91,7 @@ impl Config {
         let mode = Mode::by_name(flags.mode.as_deref().unwrap_or("esync"))?;
         let wire = flags.wire.unwrap_or(mode.default_wire());
         let outer = flags.outer.unwrap_or(mode.default_outer());
+        let global_lr = flags.global_lr.unwrap_or(outer.default_learning_rate());
         let lr_schedule = flags.lr_schedule.unwrap_or_default();
         let config = Config {
             mode: mode.name.into(),
@@ -106,6 +107,7 @@ impl Config {
                 mix: flags.mix,
                 overlap: flags.overlap.unwrap_or(false),
                 grace_period: flags.grace_period.map(|seconds| seconds.0),
+                global_learning_rate: (mode.name == "async-diloco").then_some(global_lr),
                 gate_threshold: flags.gate_threshold,
                 gate_decay: flags.gate_decay,
                 gate_idle: flags.gate_idle,
@@ -132,7 +134,7 @@ impl Config {
             },
             weighting: flags.weighting.unwrap_or_default(),
             outer,
-            global_lr: flags.global_lr.unwrap_or(outer.default_learning_rate()),
+            global_lr,
             collective: flags.collective.unwrap_or_else(|| "auto".into()),
             topology: flags.topology,
             order: flags.order.unwrap_or_default(),
@@ -317,6 +319,12 @@ impl Config {
             if self.collective != "auto" {
                 return refuse("collective", "whose workers meet at a parameter server, not in collectives");
             }
+            if self.outer != mode.default_outer() {
+                return refuse("outer", "where the server's rule says how a push is applied");
+            }
+            if mode.name != "async-diloco" && self.global_lr != 1.0 {
+                return refuse("global-lr", "where the server's rule says how a push is applied");
+            }
             if self.weighting != Weighting::Uniform {
                 return refuse("weighting", "where the server's rule says how much a push counts");
             }
@@ -491,5 +499,25 @@ mod tests {
             Flags { mode: Some("sync".into()), global_lr: Some(2.0), ..Flags::default() },
             "averages gradients",
         );
+        check(
+            Flags { mode: Some("wbsp".into()), global_lr: Some(2.0), ..Flags::default() },
+            "--global-lr has no meaning in --mode wbsp",
+        );
+        check(
+            Flags { mode: Some("adsp".into()), outer: Some(Outer::Nesterov), ..Flags::default() },
+            "--outer has no meaning in --mode adsp",
+        );
+    }
+
+    #[test]
+    fn the_outer_rate_of_async_diloco_is_that_of_the_flag() {
+        let rate = |mode: &str, global_lr| {
+            let config =
+                Config::resolve(Flags { mode: Some(mode.into()), global_lr, ..Flags::default() }).unwrap();
+            config.policy.global_learning_rate
+        };
+        assert_eq!(rate("async-diloco", None), Some(0.7));
+        assert_eq!(rate("async-diloco", Some(0.1)), Some(0.1));
+        assert_eq!(rate("diloco", Some(0.1)), None);
     }
 }

@@ -384,7 +384,7 @@ pub struct Flags {
     /// How their mean is applied: sgd, nesterov [default: the mode's; mostly sgd]
     #[arg(long, env = "ESYNC_OUTER", help_heading = "Synchronisation", hide_short_help = true)]
     pub outer: Option<Outer>,
-    /// Learning rate of the exchange [default: 1.0, or 0.7 with nesterov]
+    /// Learning rate of the exchange, or of the server in mode async-diloco [default: 1.0, or 0.7 with nesterov]
     #[arg(
         long,
         env = "ESYNC_GLOBAL_LR",

@@ -6,10 +6,15 @@ use crate::error::Result;
 use crate::reduce::Store;
 use crate::transport::{Domain, Round, Session, Taken, Wait};
 
-/// Chunks for `workers` ranks that run at a time: some for each, so that they end together, but no so small that claiming
+/// Chunks for `workers` ranks that run at a time: some for each, so that they end together, but not so small that claiming
 /// them costs, nor so large that n of them leave the second cache.
 pub(super) fn chunk_bytes(bytes: usize, workers: usize) -> usize {
     (bytes / (4 * workers)).clamp(8 * 1024, 64 * 1024).next_multiple_of(64)
+}
+
+/// The same for what no cache holds anyway: longer runs through memory are about 5% faster.
+fn streaming_chunk_bytes(bytes: usize, workers: usize) -> usize {
+    (bytes / (8 * workers)).clamp(64 * 1024, 256 * 1024).next_multiple_of(64)
 }
 
 /// Beyond this, in all buffers together, results are not kept in the last cache.
@@ -28,9 +33,13 @@ pub(super) unsafe fn run(
     wait: &Wait<'_>,
 ) -> Result<()> {
     let (bytes, ranks) = (call.bytes(), domain.size());
-    let chunk = chunk_bytes(bytes, ranks.min(domain.cores()));
+    let workers = ranks.min(domain.cores());
+    let is_streaming = bytes * ranks > STREAMING_BYTES;
+    let (store, chunk) = match is_streaming {
+        true => (Store::Streaming, streaming_chunk_bytes(bytes, workers)),
+        false => (Store::Ordinary, chunk_bytes(bytes, workers)),
+    };
     let total = bytes.div_ceil(chunk);
-    let store = if bytes * ranks > STREAMING_BYTES { Store::Streaming } else { Store::Ordinary };
     let mut is_resolved = false;
     loop {
         let number = match session.claim(round, total, wait) {

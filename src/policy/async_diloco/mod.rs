@@ -64,6 +64,7 @@ impl Settings {
         Settings {
             local_steps: options.local_steps.unwrap_or(defaults.local_steps).max(1),
             grace_period: options.grace_period.unwrap_or(defaults.grace_period),
+            learning_rate: options.global_learning_rate.unwrap_or(defaults.learning_rate),
             ..defaults
         }
     }
