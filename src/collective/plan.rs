@@ -13,7 +13,7 @@ pub(super) struct Plan {
     pub(super) bytes_received: u64,
     /// Of any stage.
     pub(super) most_messages: usize,
-    /// Of any stage, from one and the same rank.
+    /// Of any two stages in a row, from one and the same rank.
     pub(super) most_from_one: usize,
 }
 
@@ -21,6 +21,10 @@ pub(super) struct Plan {
 pub(super) struct PlannedStage {
     pub(super) messages: Vec<Message>,
     pub(super) locals: Vec<Local>,
+    /// The receives may be posted while the stage before is at work.
+    pub(super) receives_early: bool,
+    /// The sends may be in flight until the next stage has ended.
+    pub(super) sends_late: bool,
 }
 
 /// Bytes of the caller's buffer or of the scratch space.
@@ -158,17 +162,59 @@ impl Plan {
                 *(if message.is_send { &mut plan.bytes_sent } else { &mut plan.bytes_received }) += bytes;
             }
             plan.most_messages = plan.most_messages.max(planned.messages.len());
-            plan.most_from_one = plan.most_from_one.max(planned.most_from_one());
+            plan.most_from_one = plan.most_from_one.max(2 * planned.most_from_one());
             plan.stages.push(planned);
         }
+        plan.overlap_stages();
         plan
+    }
+
+    /// Finds the messages that can be in flight beside the stage before or after theirs. It is all or none of a stage, so
+    /// that messages between two ranks keep their order.
+    fn overlap_stages(&mut self) {
+        for number in 1..self.stages.len() {
+            let next = &self.stages[number];
+            let is_late = self.stages[number - 1].sends().all(|send| !next.writes(&send.region));
+            self.stages[number - 1].sends_late = is_late;
+        }
+        for number in 1..self.stages.len() {
+            let before = &self.stages[number - 1];
+            // Still in flight while the stage before is at work.
+            let late =
+                number.checked_sub(2).map(|number| &self.stages[number]).filter(|stage| stage.sends_late);
+            let is_free = |region: &Region| {
+                !before.touches(region)
+                    && late.is_none_or(|stage| stage.sends().all(|send| !send.region.overlaps(region)))
+            };
+            let is_early = self.stages[number].receives().all(|receive| is_free(&receive.region));
+            self.stages[number].receives_early = is_early;
+        }
     }
 }
 
 impl PlannedStage {
+    fn sends(&self) -> impl Iterator<Item = &Message> {
+        self.messages.iter().filter(|message| message.is_send)
+    }
+
+    fn receives(&self) -> impl Iterator<Item = &Message> {
+        self.messages.iter().filter(|message| !message.is_send)
+    }
+
+    fn writes(&self, region: &Region) -> bool {
+        self.receives().any(|receive| receive.region.overlaps(region))
+            || self.locals.iter().any(|local| local.work.target().overlaps(region))
+    }
+
+    /// Whether it reads or writes any of the region.
+    fn touches(&self, region: &Region) -> bool {
+        self.messages.iter().any(|message| message.region.overlaps(region))
+            || self.locals.iter().any(|local| local.work.touches(region))
+    }
+
     fn most_from_one(&self) -> usize {
         let mut counts = HashMap::new();
-        for message in self.messages.iter().filter(|message| !message.is_send) {
+        for message in self.receives() {
             *counts.entry(message.peer).or_insert(0) += 1;
         }
         counts.into_values().max().unwrap_or(0)
@@ -201,5 +247,79 @@ impl PlannedStage {
             let needs = needs_message(&work);
             self.locals.push(Local { work, needs });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::collective::{
+        COLLECTIVE_NAMES, Collective, Kind, Operation, Order, Ring, Topology, collective_by_name,
+    };
+
+    /// Replays the order of the executor, and looks at everything that is in flight at each moment.
+    fn check(plan: &Plan, what: &str) {
+        let mut in_flight: Vec<(&Message, usize)> = Vec::new();
+        for (number, stage) in plan.stages.iter().enumerate() {
+            let early = |of: usize| plan.stages.get(of).filter(|stage| stage.receives_early);
+            let posted = stage.messages.iter().filter(|message| message.is_send || early(number).is_none());
+            in_flight.extend(posted.map(|message| (message, number)));
+            let next = early(number + 1).into_iter().flat_map(PlannedStage::receives);
+            in_flight.extend(next.map(|message| (message, number + 1)));
+            for (index, (one, _)) in in_flight.iter().enumerate() {
+                for (other, _) in &in_flight[index + 1..] {
+                    let only_read = one.is_send && other.is_send;
+                    assert!(only_read || !one.region.overlaps(&other.region), "{what}, stage {number}");
+                }
+            }
+            for local in &stage.locals {
+                for (message, of) in &in_flight {
+                    let may_have_arrived = *of == number && !message.is_send;
+                    let is_written = local.work.target().overlaps(&message.region);
+                    let is_touched = local.work.touches(&message.region);
+                    let is_wrong = if message.is_send { is_written } else { is_touched && !may_have_arrived };
+                    assert!(!is_wrong, "{what}, stage {number}");
+                }
+            }
+            in_flight
+                .retain(|(message, of)| *of > number || *of == number && message.is_send && stage.sends_late);
+        }
+        assert!(in_flight.is_empty(), "{what}: a message is never waited for");
+    }
+
+    #[test]
+    fn what_is_in_flight_beside_another_stage_is_not_touched_by_it() {
+        let mut overlapping = 0;
+        // `native` has no schedule, and `auto` is one of the others.
+        for name in COLLECTIVE_NAMES.iter().filter(|name| **name != "native") {
+            let collective = collective_by_name(name, None).unwrap();
+            for (n, len) in [(2, 64), (3, 7), (4, 64), (5, 100), (7, 3), (8, 1000), (13, 26)] {
+                let topology = Topology::flat(n);
+                for kind in Kind::ALL {
+                    let operation = Operation { kind, root: n - 1, order: Order::Fastest };
+                    for rank in 0..n {
+                        let Ok(schedule) = collective.schedule(&operation, &topology, rank, len) else {
+                            continue;
+                        };
+                        let plan = Plan::new(&schedule, 4, 64);
+                        check(&plan, &format!("{name} {kind}, rank {rank} of {n}, {len}"));
+                        overlapping += plan.stages.iter().filter(|stage| stage.receives_early).count();
+                    }
+                }
+            }
+        }
+        assert!(overlapping > 1000, "{overlapping}");
+    }
+
+    #[test]
+    fn a_ring_never_waits_for_its_own_sends_before_it_goes_on() {
+        let operation = Operation { kind: Kind::AllReduce, root: 0, order: Order::Fastest };
+        let topology = Topology::flat(8);
+        let schedule = Ring.schedule(&operation, &topology, 3, 8000).unwrap();
+        let plan = Plan::new(&schedule, 4, 1 << 20);
+        assert_eq!(plan.stages.len(), 14);
+        assert!(plan.stages[1..].iter().all(|stage| stage.receives_early));
+        assert!(plan.stages[..13].iter().all(|stage| stage.sends_late));
+        assert!(!plan.stages[0].receives_early && !plan.stages[13].sends_late);
     }
 }

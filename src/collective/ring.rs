@@ -17,7 +17,7 @@ use std::ops::Range;
 /// Bandwidth-optimal for every n, with a latency that grows with n. The vector is cut into n parts; a rank adds what it
 /// holds to the sum that comes from the left. Part j of an all-reduce is therefore summed in ring order beginning at
 /// rank j, so its tree of additions differs from part to part, and the orders `canonical` and `rank` are refused.
-/// Scratch: one part.
+/// Scratch: two parts.
 ///
 /// Broadcast and reduce are a chain around the ring that ends before (or at) the root, pipelined in n pieces.
 ///
@@ -100,10 +100,12 @@ impl Around {
 
     /// n−1 rounds of adding, beginning by sending part `first`; this rank finishes the part after it.
     fn add_rounds(&self, schedule: &mut Schedule, first: usize) {
-        let scratch = schedule.add_scratch(self.part(0).len());
+        // Two in turn, so that one part arrives while the other is added.
+        let scratch: Vec<usize> =
+            (0..2.min(self.n - 1)).map(|_| schedule.add_scratch(self.part(0).len())).collect();
         for round in 0..self.n - 1 {
             let mut steps = vec![self.send(self.before(first, round))];
-            steps.extend(self.accumulate(self.before(first, round + 1), scratch));
+            steps.extend(self.accumulate(self.before(first, round + 1), scratch[round % scratch.len()]));
             schedule.push(steps);
         }
     }

@@ -110,6 +110,9 @@ pub(super) fn draw(
             _ => "no pictures of accuracy and loss: nothing was evaluated".into(),
         }));
     }
+    if value == Value::Accuracy && curves.iter().flat_map(|curve| &curve.points).all(|point| point.1 == 0.0) {
+        return Ok(Err("no pictures of accuracy: it is 0 at every evaluation, as a surrogate's is".into()));
+    }
     if farthest <= 0.0 {
         return Ok(Err("no pictures against bytes: none were sent".into()));
     }
