@@ -191,7 +191,7 @@ class Comparison:
         cells = []
         for (ranks, bytes_), programs in sorted(self.records.items()):
             found = {name: medians(records) for name, records in programs.items()}
-            cell = {"ranks": ranks, "bytes": bytes_, "default": {}, "tuned": {}, "esync": {}, "ceiling_us": None,
+            cell = {"ranks": ranks, "bytes": bytes_, "default": {}, "tuned": {}, "esync": {},
                     "programs": {" / ".join(name): figures for name, figures in found.items()}}
             ceilings = []
             for (key, setting), figures in found.items():

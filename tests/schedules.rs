@@ -194,7 +194,7 @@ fn ring_costs_what_the_literature_says() {
         for rank in proof.ranks() {
             assert_eq!((rank.sent, rank.received, rank.reduced), (6 * (n - 1), 6 * (n - 1), 3 * (n - 1)));
             assert_eq!(rank.stages, 2 * (n - 1));
-            assert!(rank.scratch <= 2 * 3, "two parts");
+            assert_eq!(rank.scratch, 3 * (n - 1).min(2), "two parts, and one where there is one round");
         }
         for kind in [Kind::ReduceScatter, Kind::AllGather] {
             let proof = prove(&Ring, Operation::new(kind), n, len);
