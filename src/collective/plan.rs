@@ -13,7 +13,7 @@ pub(super) struct Plan {
     pub(super) bytes_received: u64,
     /// Of any stage.
     pub(super) most_messages: usize,
-    /// Of any two stages in a row, from one and the same rank.
+    /// Receives from one and the same rank that are in flight at a time.
     pub(super) most_from_one: usize,
 }
 
@@ -162,10 +162,10 @@ impl Plan {
                 *(if message.is_send { &mut plan.bytes_sent } else { &mut plan.bytes_received }) += bytes;
             }
             plan.most_messages = plan.most_messages.max(planned.messages.len());
-            plan.most_from_one = plan.most_from_one.max(2 * planned.most_from_one());
             plan.stages.push(planned);
         }
         plan.overlap_stages();
+        plan.most_from_one = plan.most_from_one();
         plan
     }
 
@@ -189,6 +189,15 @@ impl Plan {
             let is_early = self.stages[number].receives().all(|receive| is_free(&receive.region));
             self.stages[number].receives_early = is_early;
         }
+    }
+
+    fn most_from_one(&self) -> usize {
+        let counts: Vec<usize> = self.stages.iter().map(PlannedStage::most_from_one).collect();
+        let early = |number: usize| match self.stages.get(number) {
+            Some(stage) if stage.receives_early => counts[number],
+            _ => 0,
+        };
+        (0..counts.len()).map(|number| counts[number] + early(number + 1)).max().unwrap_or(0)
     }
 }
 

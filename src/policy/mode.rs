@@ -123,6 +123,11 @@ impl Mode {
         }
     }
 
+    /// Whether its server applies pushes by an outer optimiser, whose rate can be chosen.
+    pub fn has_outer_server(self) -> bool {
+        self.name == "async-diloco"
+    }
+
     /// What numbers travel as, if nothing else is asked for.
     pub fn default_wire(self) -> WireFormat {
         match self.name {

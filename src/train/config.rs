@@ -107,7 +107,7 @@ impl Config {
                 mix: flags.mix,
                 overlap: flags.overlap.unwrap_or(false),
                 grace_period: flags.grace_period.map(|seconds| seconds.0),
-                global_learning_rate: (mode.name == "async-diloco").then_some(global_lr),
+                global_learning_rate: mode.has_outer_server().then_some(global_lr),
                 gate_threshold: flags.gate_threshold,
                 gate_decay: flags.gate_decay,
                 gate_idle: flags.gate_idle,
@@ -322,7 +322,7 @@ impl Config {
             if self.outer != mode.default_outer() {
                 return refuse("outer", "where the server's rule says how a push is applied");
             }
-            if mode.name != "async-diloco" && self.global_lr != 1.0 {
+            if !mode.has_outer_server() && self.global_lr != 1.0 {
                 return refuse("global-lr", "where the server's rule says how a push is applied");
             }
             if self.weighting != Weighting::Uniform {
