@@ -191,12 +191,13 @@ class Comparison:
         cells = []
         for (ranks, bytes_), programs in sorted(self.records.items()):
             found = {name: medians(records) for name, records in programs.items()}
-            cell = {"ranks": ranks, "bytes": bytes_, "default": {}, "tuned": {}, "esync": {},
+            cell = {"ranks": ranks, "bytes": bytes_, "default": {}, "tuned": {}, "esync": {}, "over_ceiling": {},
                     "programs": {" / ".join(name): figures for name, figures in found.items()}}
             ceilings = []
             for (key, setting), figures in found.items():
                 if key == "esync":
                     cell["esync"][setting] = figures["median_us"]
+                    cell["over_ceiling"][setting] = figures["over_ceiling"]
                     ceilings += [record["ceiling_us"] for record in programs[key, setting] if record.get("ceiling_us")]
                     continue
                 if setting == DEFAULT.name:
@@ -257,7 +258,7 @@ def parse_options():
     parser.add_argument("--tuning-timeout", type=float, default=40, help="the same while settings are tried")
     realtime.add_flag(parser)
     parser.add_argument("--peers", type=pathlib.Path, help="folder for the installed peers (the user's cache)")
-    parser.add_argument("--only", type=lambda text: text.split(","), help="keys of peers: openmpi,mpich,impi,torch,system-openmpi")
+    parser.add_argument("--only", type=lambda text: text.split(","), help="keys of peers: openmpi,mpich,impi,torch,system-openmpi; `none`: esync alone")
     parser.add_argument("--torch-python", help="a Python that has torch, instead of installing one (some GB)")
     parser.add_argument("--esync", help="the program (target/release/esync-bench); `none` leaves esync out")
     parser.add_argument("--collective", help="esync's collective (native; before shared memory exists: the fastest of all)")

@@ -61,7 +61,8 @@ class Table(unittest.TestCase):
     def cell(self, bytes_, default, tuned, ceiling, **esync):
         esync = {name.replace("_", " "): time for name, time in esync.items()}
         return {"ranks": 2, "bytes": bytes_, "default": {"Open MPI 5": default}, "tuned": {"Intel MPI, adjust 3": tuned},
-                "esync": esync, "ceiling_us": ceiling}
+                "esync": esync, "over_ceiling": {name: time / ceiling for name, time in esync.items() if ceiling},
+                "ceiling_us": ceiling}
 
     def judged(self, bytes_, *arguments, **esync):
         return judge(self.cell(bytes_, *arguments, **esync), bytes_)
@@ -98,7 +99,11 @@ class Table(unittest.TestCase):
     def test_medians_over_rounds(self):
         rounds = [{"median_us": time, "min_us": time - 1, "p95_us": time + 1, "iterations": 10, "wrong": 0} for time in (9, 2, 3)]
         found = medians(rounds)
-        self.assertEqual((found["median_us"], found["min_us"], found["iterations"], found["ceiling_us"]), (3, 1, 30, None))
+        self.assertEqual((found["median_us"], found["min_us"], found["iterations"], found["over_ceiling"]), (3, 1, 30, None))
+        # Each against its own ceiling: memory was twice as fast in the second round.
+        for record, ceiling in zip(rounds, (6, 1, 2)):
+            record["ceiling_us"] = ceiling
+        self.assertEqual(medians(rounds)["over_ceiling"], 1.5)
 
 
 class Commands(unittest.TestCase):
