@@ -21,7 +21,7 @@ use std::time::Instant;
 /// A pass over the memory is repeated for so long.
 const SLICE_SECONDS: f64 = 0.004;
 
-/// Vectors of more bytes together than this are also tried with stores that bypass the caches.
+/// Vectors of more bytes together than this are also tried with stores that bypass the caches, unless they are summed in place.
 const CACHED_BYTES: usize = 4 << 20;
 
 /// Vectors lie so many bytes after the end of a page, each another number of times, so that the cores do not meet all n
@@ -157,7 +157,7 @@ impl Meter {
         let cores = &self.cores[..self.cores.len().min(self.work.ranks).max(1)];
         let job = Job { work: self.work, sources, targets, bytes: measured };
         let mut fastest = job.seconds(cores, Store::Ordinary);
-        if vectors * measured > CACHED_BYTES {
+        if !in_place && vectors * measured > CACHED_BYTES {
             fastest = fastest.min(job.seconds(cores, Store::Streaming));
         }
         fastest * bytes as f64 / measured.max(1) as f64

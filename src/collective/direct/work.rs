@@ -45,36 +45,41 @@ impl Call {
         let root = self.operation.root;
         match self.operation.kind {
             // SAFETY: the caller's promise.
-            Kind::AllReduce => unsafe { self.reduce(room, None, range, store) },
+            Kind::AllReduce => unsafe { self.reduce(room, None, None, range, store) },
             // SAFETY: the caller's promise.
-            Kind::Reduce => unsafe { self.reduce(room, Some(root), range, store) },
+            Kind::Reduce => unsafe { self.reduce(room, None, Some(root), range, store) },
             Kind::ReduceScatter => self.pieces(ranks, range, |owner, piece| {
                 // SAFETY: the caller's promise.
-                unsafe { self.reduce(room, Some(owner), piece, store) }
+                unsafe { self.reduce(room, None, Some(owner), piece, store) }
             }),
             Kind::AllGather => self.pieces(ranks, range, |owner, piece| {
                 // SAFETY: the caller's promise.
-                unsafe { copy_to_all(room, owner, piece) }
+                unsafe { self.reduce(room, Some(owner), None, piece, store) }
             }),
             // SAFETY: the caller's promise.
-            Kind::Broadcast => unsafe { copy_to_all(room, root, range) },
+            Kind::Broadcast => unsafe { self.reduce(room, Some(root), None, range, store) },
         }
     }
 
-    /// Reduces a range over all sources into all targets, or into one.
+    /// Reduces a range of one rank's source (a copy) or of all, into one rank's target or all.
     ///
     /// # Safety
     /// As [`work`](Self::work).
-    unsafe fn reduce(&self, room: &mut Room, only: Option<usize>, range: Range<usize>, store: Store) {
+    unsafe fn reduce(
+        &self,
+        room: &mut Room,
+        from: Option<usize>,
+        into: Option<usize>,
+        range: Range<usize>,
+        store: Store,
+    ) {
         let Room { sources, targets, sources_here, targets_here, .. } = room;
+        let sources = from.map_or(&sources[..], |rank| &sources[rank..=rank]);
+        let targets = into.map_or(&targets[..], |rank| &targets[rank..=rank]);
         sources_here.clear();
         sources_here.extend(sources.iter().map(|source| source.wrapping_add(range.start)));
         targets_here.clear();
-        let wanted = match only {
-            Some(rank) => &targets[rank..=rank],
-            None => &targets[..],
-        };
-        targets_here.extend(wanted.iter().map(|target| target.wrapping_add(range.start)));
+        targets_here.extend(targets.iter().map(|target| target.wrapping_add(range.start)));
         let job = ReduceMany {
             element: self.element,
             operator: self.operator,
@@ -86,20 +91,5 @@ impl Call {
         };
         // SAFETY: the caller's promise.
         unsafe { reduce_many(&job) };
-    }
-}
-
-/// Copies a range from one rank's source to every target.
-///
-/// # Safety
-/// As [`Call::work`].
-unsafe fn copy_to_all(room: &Room, from: usize, range: Range<usize>) {
-    let source = room.sources[from].wrapping_add(range.start);
-    for target in &room.targets {
-        let target = target.wrapping_add(range.start);
-        if !std::ptr::eq(target, source) {
-            // SAFETY: the caller's promise; different buffers do not overlap.
-            unsafe { std::ptr::copy_nonoverlapping(source, target, range.len()) };
-        }
     }
 }
