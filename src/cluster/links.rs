@@ -4,6 +4,7 @@ use super::file::{quantity, seconds_per_byte};
 use super::{Host, Link, Links, MANY, Worker};
 use crate::transport::Rank;
 use serde::Deserialize;
+use std::collections::BTreeSet;
 
 /// An entry of `[[links]]`: exactly one of `hosts` and `ranks` says for whom.
 #[derive(Deserialize)]
@@ -66,9 +67,15 @@ pub(super) fn links(
     let size = workers.len();
     if size >= MANY
         && matrix.is_none()
-        && let Some(links) = by_class(rules)?
+        && let Some(links) = by_class(rules, workers)?
     {
         return Ok(links);
+    }
+    if size > MOST_ONE_BY_ONE {
+        return Err(format!(
+            "there are {size} ranks; for more than {MOST_ONE_BY_ONE}, links must be exactly two, one with hosts = \"same\" and \
+             one with hosts = \"different\""
+        ));
     }
     let mut found: Vec<Option<(Precision, Link)>> = vec![None; size * size];
     if let Some(matrix) = matrix {
@@ -113,13 +120,22 @@ pub(super) fn links(
     all.collect::<Result<_, _>>().map(Links::Each)
 }
 
-/// Two rules for the two classes of pairs, if that is all there is.
-fn by_class(rules: &[(String, LinkRule)]) -> Result<Option<Links>, String> {
+/// With more ranks than that, a link for each pair would take gigabytes.
+const MOST_ONE_BY_ONE: usize = 8192;
+
+/// Two rules for the two classes of pairs, or one if there are no others, if that is all there is.
+fn by_class(rules: &[(String, LinkRule)], workers: &[Worker]) -> Result<Option<Links>, String> {
     let of = |rule: &LinkRule| match (&rule.hosts, rule.one_way) {
         (Some(HostsOf::Class(class)), false) => Some(matches!(class, HostClass::Same)),
         _ => None,
     };
+    let hosts_in_use = || workers.iter().map(|worker| worker.host).collect::<BTreeSet<_>>().len();
+    let is_all = |is_same: bool| hosts_in_use() == if is_same { 1 } else { workers.len() };
     match rules {
+        [(at, rule)] if of(rule).is_some_and(is_all) => {
+            let link = rule.link(at)?;
+            Ok(Some(Links::Classes { same_host: link, other_host: link }))
+        }
         [(at_a, a), (at_b, b)] => Ok(match (of(a), of(b)) {
             (Some(true), Some(false)) => {
                 Some(Links::Classes { same_host: a.link(at_a)?, other_host: b.link(at_b)? })
