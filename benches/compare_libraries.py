@@ -258,7 +258,8 @@ def parse_options():
     parser.add_argument("--tuning-timeout", type=float, default=40, help="the same while settings are tried")
     realtime.add_flag(parser)
     parser.add_argument("--peers", type=pathlib.Path, help="folder for the installed peers (the user's cache)")
-    parser.add_argument("--only", type=lambda text: text.split(","), help="keys of peers: openmpi,mpich,impi,torch,system-openmpi; `none`: esync alone")
+    parser.add_argument("--only", type=lambda text: text.split(","),
+                        help="keys of peers: openmpi,mpich,impi,torch,system-openmpi; `none`: esync alone")
     parser.add_argument("--torch-python", help="a Python that has torch, instead of installing one (some GB)")
     parser.add_argument("--esync", help="the program (target/release/esync-bench); `none` leaves esync out")
     parser.add_argument("--collective", help="esync's collective (native; before shared memory exists: the fastest of all)")
