@@ -37,7 +37,9 @@ impl ReduceMany<'_> {
     /// Stores past the caches save reading lines that are only written. The lines of a target that is also a source have just
     /// been read: there they cost a third more than ordinary ones (two cores, 2 to 8 vectors of 64 MiB).
     fn useful_store(&self) -> Store {
-        let is_in_place = self.sources.len() > 1
+        // Asked only where it matters: short vectors are reduced in less time than n² comparisons take.
+        let is_in_place = self.store == Store::Streaming
+            && self.sources.len() > 1
             && self.targets.iter().any(|target| self.sources.contains(&target.cast_const()));
         if is_in_place { Store::Ordinary } else { self.store }
     }
