@@ -14,7 +14,7 @@ mod protocol;
 use atomics::{AtomicU32, Ordering};
 use loom::cell::UnsafeCell;
 use loom::sync::{Arc, Condvar, Mutex};
-use protocol::{Claim, Rendezvous, Sleep, Tally};
+use protocol::{Arrival, Claim, Rendezvous, Sleep, Tally};
 
 #[derive(Default)]
 struct Kernel {
@@ -40,6 +40,9 @@ impl Sleep for Kernel {
 struct World {
     rendezvous: Rendezvous,
     kernel: Kernel,
+    /// Each rank's arrivals, of both parities; used by models in which ranks announce themselves.
+    arrivals: Vec<[Arrival; 2]>,
+    announces: bool,
     /// Each rank's slot, of both parities.
     slots: Vec<[UnsafeCell<u64>; 2]>,
     /// Each chunk's value.
@@ -52,10 +55,12 @@ unsafe impl Send for World {}
 unsafe impl Sync for World {}
 
 impl World {
-    fn new(ranks: usize, chunks: usize) -> Arc<World> {
+    fn new(ranks: usize, chunks: usize, announces: bool) -> Arc<World> {
         Arc::new(World {
             rendezvous: Rendezvous::default(),
             kernel: Kernel::default(),
+            arrivals: (0..ranks).map(|_| Default::default()).collect(),
+            announces,
             slots: (0..ranks).map(|_| [UnsafeCell::new(0), UnsafeCell::new(0)]).collect(),
             chunks: (0..chunks).map(|_| UnsafeCell::new(0)).collect(),
         })
@@ -67,21 +72,36 @@ impl World {
         let parity = (operation & 1) as usize;
         // SAFETY: loom checks it.
         self.slots[rank][parity].with_mut(|slot| unsafe { *slot = operation });
-        self.rendezvous.arrive(operation, ranks, Tally::of_one(7, rank == 0), &self.kernel);
+        let is_open = || match self.announces {
+            true => self.arrivals.iter().all(|arrivals| arrivals[parity].has_entered(operation)),
+            false => self.rendezvous.is_open(operation),
+        };
+        if self.announces {
+            if rank == 0 {
+                self.rendezvous.clear_chunks(operation + 1);
+            }
+            self.arrivals[rank][parity].announce(operation, 7, rank == 0);
+            self.rendezvous.wake(&self.kernel);
+        } else {
+            self.rendezvous.arrive(operation, ranks, Tally::of_one(7, rank == 0), &self.kernel);
+        }
         loop {
             let seen = self.rendezvous.gate().seen();
-            if self.rendezvous.is_open(operation) {
+            if is_open() {
                 break;
             }
-            self.rendezvous.gate().doze(seen, &self.kernel);
+            self.rendezvous.gate().doze(seen, is_open, &self.kernel);
         }
         // Nobody passes before all have arrived: their slots are written, and not yet written again.
         for slot in &self.slots {
             // SAFETY: loom checks it.
             slot[parity].with(|slot| assert_eq!(unsafe { *slot }, operation));
         }
-        let tally = self.rendezvous.tally(operation);
-        assert!(tally.agrees_with(7, ranks) && !tally.agrees_with(8, ranks) && tally.any_private());
+        let tally = match self.announces {
+            true => Arrival::tally(self.arrivals.iter().map(|arrivals| &arrivals[parity])),
+            false => self.rendezvous.tally(operation),
+        };
+        assert!(tally.agrees_with(7, ranks) && !tally.agrees_with(8, ranks) && tally.private() == 1);
     }
 
     /// Claims and does chunks until there are none, then waits for those of others.
@@ -99,7 +119,7 @@ impl World {
             if self.rendezvous.is_finished(operation, total) {
                 break;
             }
-            self.rendezvous.finished().doze(seen, &self.kernel);
+            self.rendezvous.finished().doze(seen, || false, &self.kernel);
         }
         for chunk in &self.chunks {
             // SAFETY: loom checks it.
@@ -108,12 +128,19 @@ impl World {
     }
 }
 
-/// Every interleaving with at most `preemptions` of them forced, on `ranks` threads.
+/// Every interleaving with at most `preemptions` of them forced, on `ranks` threads: of ranks that are counted, and of ranks
+/// that announce themselves.
 fn check(ranks: usize, chunks: usize, preemptions: usize, body: fn(&World, usize)) {
+    for announces in [false, true] {
+        check_one(ranks, chunks, announces, preemptions, body);
+    }
+}
+
+fn check_one(ranks: usize, chunks: usize, announces: bool, preemptions: usize, body: fn(&World, usize)) {
     let mut model = loom::model::Builder::new();
     model.preemption_bound = Some(preemptions);
     model.check(move || {
-        let world = World::new(ranks, chunks);
+        let world = World::new(ranks, chunks, announces);
         let threads: Vec<_> = (1..ranks)
             .map(|rank| {
                 let world = world.clone();
@@ -135,14 +162,21 @@ fn two_ranks_meet_three_times() {
     check(2, 0, 3, |world, rank| (1..=3).for_each(|operation| world.meet(rank, operation)));
 }
 
+fn meet_and_work<const OPERATIONS: u64, const CHUNKS: u64>(world: &World, rank: usize) {
+    for operation in 1..=OPERATIONS {
+        world.meet(rank, operation);
+        world.work(operation, CHUNKS);
+    }
+}
+
 #[test]
 fn chunks_are_done_once_in_two_operations_in_a_row() {
-    check(2, 2, 2, |world, rank| {
-        for operation in 1..=2 {
-            world.meet(rank, operation);
-            world.work(operation, 2);
-        }
-    });
+    check(2, 2, 2, meet_and_work::<2, 2>);
+}
+
+#[test]
+fn words_of_chunks_are_used_again() {
+    check(2, 1, 1, meet_and_work::<4, 1>);
 }
 
 #[test]

@@ -7,9 +7,11 @@ use crate::reduce::Store;
 use crate::transport::{Domain, Round, Session, Taken, Wait};
 
 /// Chunks for `workers` ranks that run at a time: some for each, so that they end together, but not so small that claiming
-/// them costs, nor so large that n of them leave the second cache.
+/// them costs, nor so large that n of them leave the second cache. A claim takes as long as some 10 KiB: two chunks of 32 KiB
+/// took two cores 0.7 to 0.9 of the time of eight, with 2 to 8 ranks (7 interleaved processes).
 pub(super) fn chunk_bytes(bytes: usize, workers: usize) -> usize {
-    (bytes / (4 * workers)).clamp(8 * 1024, 64 * 1024).next_multiple_of(64)
+    let least = (bytes / workers).clamp(8 * 1024, 32 * 1024);
+    (bytes / (4 * workers)).clamp(least, 64 * 1024).next_multiple_of(64)
 }
 
 /// The same for what no cache holds anyway: longer, since nothing is won by staying small.

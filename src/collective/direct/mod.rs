@@ -2,7 +2,7 @@
 //!
 //! | form | for | rendezvous |
 //! |---|---|---|
-//! | flat | short vectors: they travel in the slots, and every rank reduces all of them | 1 |
+//! | flat | short vectors, private ones up to more bytes: they travel in the slots, and every rank reduces all of them | 1 |
 //! | chunks | buffers that all ranks can address: chunks are claimed, reduced over all buffers, stored to all | 1, and a wait for the last chunk |
 //! | private | private buffers, in the forms of `private/` | 1 or 2 a window |
 //!
@@ -92,10 +92,13 @@ pub(super) unsafe fn run(
 ) -> Result<()> {
     let mut session = domain.session()?;
     let bytes = call.bytes();
-    let is_short = flat::is_short(call, domain.size());
-    let source = session.place(call.input, bytes).filter(|_| !is_short);
-    let target = session.place(call.output, bytes).filter(|_| !is_short);
-    if is_short {
+    let is_short = flat::is_short(call);
+    let place = |start| if is_short { None } else { session.place(start, bytes) };
+    let (source, target) = (place(call.input), place(call.output));
+    let is_private = !is_short && (source.is_none() || target.is_none());
+    // If somebody has registered buffers, these copies are in vain.
+    let is_short_if_private = is_private && flat::is_short_if_private(call, domain);
+    if is_short || is_short_if_private {
         // SAFETY: the caller's promise.
         unsafe { flat::hand_over(&session, domain, call) };
     }
@@ -106,7 +109,7 @@ pub(super) unsafe fn run(
         figures: &[],
         source: source.unwrap_or_else(|| nowhere(call.input)),
         target: target.unwrap_or_else(|| nowhere(call.output)),
-        is_private: !is_short && (source.is_none() || target.is_none()),
+        is_private,
     };
     let round = session.arrive(&said, wait)?;
     if !session.all_agree(&round) {
@@ -114,7 +117,7 @@ pub(super) unsafe fn run(
     }
     // SAFETY: the caller's promise; all ranks are in the same call.
     unsafe {
-        if is_short {
+        if is_short || is_short_if_private && round.all_private(domain.size()) {
             flat::take(&session, &round, domain, call, room);
             Ok(())
         } else if round.any_private() {

@@ -1,19 +1,19 @@
 //! Where things are in the control segment, and the words that are not [`protocol`](super::protocol)'s.
 
-use super::protocol::{Bell, Line, Rendezvous};
+use super::protocol::{Arrival, Bell, Line, Rendezvous};
 use crate::transport::Rank;
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
 /// The longest vector that travels inside a slot.
 pub(crate) const INLINE_BYTES: usize = 16 * 1024;
 /// A vector this short shares a cache line with the words that every rank reads anyway.
-const TAIL_BYTES: usize = 32;
+const TAIL_BYTES: usize = 24;
 /// Bytes of the header that callers compare.
 pub(crate) const HEADER_BYTES: usize = 128;
 /// Bytes of the figures that a rank says when it enters.
 pub(crate) const FIGURES_BYTES: usize = 64;
 /// Bytes of one window for private buffers; each rank has two.
-pub(crate) const WINDOW_BYTES: usize = 128 * 1024;
+pub(crate) const WINDOW_BYTES: usize = 512 * 1024;
 /// Buffers that a rank can have registered at a time.
 pub(super) const TABLE_ENTRIES: usize = 64;
 /// The longest reason of a failure that the others can read.
@@ -117,7 +117,8 @@ pub(super) struct SlotHead {
 }
 
 const SLOT_HEAD: usize = FIGURES_BYTES + HEADER_BYTES;
-const SLOT_TAIL: usize = SLOT_HEAD + size_of::<SlotHead>();
+const SLOT_ARRIVAL: usize = SLOT_HEAD + size_of::<SlotHead>();
+const SLOT_TAIL: usize = SLOT_ARRIVAL + size_of::<Arrival>();
 const SLOT_PAYLOAD: usize = SLOT_TAIL + TAIL_BYTES;
 const SLOT_BYTES: usize = SLOT_PAYLOAD + INLINE_BYTES;
 const _: () =
@@ -189,6 +190,10 @@ impl Layout {
 
     pub(super) fn slot_head(&self, rank: Rank, operation: u64) -> usize {
         self.slot(rank, operation) + SLOT_HEAD
+    }
+
+    pub(super) fn arrival(&self, rank: Rank, operation: u64) -> usize {
+        self.slot(rank, operation) + SLOT_ARRIVAL
     }
 
     /// Where a vector of `bytes` travels inside a slot.

@@ -35,8 +35,13 @@ use crate::error::{Error, Result};
 use buffers::{OwnBuffers, SeenBuffers};
 use layout::{Header, Layout, Member, REASON_BYTES, TableEntry};
 use memory::Control;
+use protocol::Arrival;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
+
+/// Ranks that have a core each look at each other's arrivals, while they are few; where they take turns on the cores, or are
+/// many, one word with their count is looked at sooner.
+const MOST_TO_ANNOUNCE: usize = 16;
 
 /// Who shares a domain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -279,6 +284,17 @@ impl Domain {
     fn member(&self, rank: Rank) -> &Member {
         // SAFETY: as for the header; the layout has aligned room for every rank.
         unsafe { &*self.at(self.layout.member(rank)).cast() }
+    }
+
+    /// Whether ranks see each other arrive, or count those who have.
+    fn announces(&self) -> bool {
+        self.size() <= self.cores.min(MOST_TO_ANNOUNCE)
+    }
+
+    /// A rank's word for its arrival in an operation.
+    fn arrival(&self, rank: Rank, operation: u64) -> &Arrival {
+        // SAFETY: as for the header; every slot has an aligned word for it.
+        unsafe { &*self.at(self.layout.arrival(rank, operation)).cast() }
     }
 
     fn table_entry(&self, rank: Rank, index: usize) -> &TableEntry {

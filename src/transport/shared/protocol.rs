@@ -1,7 +1,8 @@
 //! The rendezvous, and the claiming of chunks: the few words on which the safety of the whole path rests.
 //!
 //! Operations are numbered from 1, the same on all ranks. Words come in pairs, for even and odd operations: a rank can be
-//! at most one operation ahead of another, because each operation begins with a rendezvous of all.
+//! at most one operation ahead of another, because each operation begins with a rendezvous of all. Those of chunks come in
+//! threes, so that they can be cleared while no rank is in the operation that used them or in the one that will.
 //!
 //! This file needs nothing but atomics, so that loom can check it (`tests/loom_shared.rs`). All words begin as zero.
 
@@ -49,11 +50,22 @@ impl Bell {
         sleep.wake_all(&self.word);
     }
 
-    /// Sleeps unless the word has changed since it was `seen`.
-    pub(super) fn doze(&self, seen: u32, sleep: &impl Sleep) {
+    /// For who has written elsewhere what others wait for: wakes whoever sleeps. While nobody does, the word's line stays
+    /// where it is.
+    fn wake(&self, sleep: &impl Sleep) {
+        // As in `ring`: either the sleeper is seen here, or it sees, before it sleeps, what was written.
+        fence(Ordering::SeqCst);
+        if self.sleepers.load(Ordering::Relaxed) > 0 {
+            self.word.fetch_add(1, Ordering::Release);
+            sleep.wake_all(&self.word);
+        }
+    }
+
+    /// Sleeps unless the word has changed since it was `seen`, or what is waited for `is_ready`.
+    pub(super) fn doze(&self, seen: u32, is_ready: impl Fn() -> bool, sleep: &impl Sleep) {
         self.sleepers.fetch_add(1, Ordering::Relaxed);
         fence(Ordering::SeqCst);
-        if self.word.load(Ordering::Acquire) == seen {
+        if self.word.load(Ordering::Acquire) == seen && !is_ready() {
             sleep.sleep_while(&self.word, seen);
         }
         self.sleepers.fetch_sub(1, Ordering::Relaxed);
@@ -81,13 +93,47 @@ impl Tally {
         self.0 >> (HASH_BITS + COUNT_BITS)
     }
 
-    pub(super) fn any_private(self) -> bool {
-        (self.0 >> HASH_BITS) & ((1 << COUNT_BITS) - 1) > 0
+    /// How many said that they hold a private buffer.
+    pub(super) fn private(self) -> u64 {
+        (self.0 >> HASH_BITS) & ((1 << COUNT_BITS) - 1)
     }
 
     /// Whether all `ranks` said the same as this one, as far as a sum can tell.
     pub(super) fn agrees_with(self, hash: u32, ranks: u64) -> bool {
         self.0 & ((1 << HASH_BITS) - 1) == u64::from(hash) * ranks
+    }
+}
+
+/// One rank's arrival, in a line of its own: what it says (a bit and a hash) below the number of the operation.
+#[derive(Debug, Default)]
+#[repr(transparent)]
+pub(super) struct Arrival(AtomicU64);
+
+const ARRIVAL_HASH_BITS: u32 = 32;
+const ARRIVAL_OPERATION: u32 = ARRIVAL_HASH_BITS + 1;
+
+impl Arrival {
+    /// Enters `operation`: one line travels to each other rank, where [`Rendezvous::arrive`] needs three that follow each
+    /// other. Words come in pairs here too. What a rank wrote before, those see who see that it [has
+    /// entered](Self::has_entered). Whoever calls this must [wake](Rendezvous::wake) the sleepers before it sleeps itself.
+    pub(super) fn announce(&self, operation: u64, hash: u32, is_private: bool) {
+        let said = u64::from(is_private) << ARRIVAL_HASH_BITS | u64::from(hash);
+        self.0.store(operation << ARRIVAL_OPERATION | said, Ordering::Release);
+    }
+
+    /// Whether the rank has entered `operation`, or the one behind it. For its word of that operation.
+    pub(super) fn has_entered(&self, operation: u64) -> bool {
+        self.0.load(Ordering::Acquire) >> ARRIVAL_OPERATION
+            == operation << ARRIVAL_OPERATION >> ARRIVAL_OPERATION
+    }
+
+    /// What all ranks said, for those that have seen all of them enter.
+    pub(super) fn tally<'a>(of_all: impl Iterator<Item = &'a Arrival>) -> Tally {
+        let of_one = |arrival: &Arrival| {
+            let word = arrival.0.load(Ordering::Relaxed);
+            Tally::of_one(word as u32, word >> ARRIVAL_HASH_BITS & 1 == 1)
+        };
+        Tally(of_all.map(|arrival| of_one(arrival).0).sum())
     }
 }
 
@@ -129,7 +175,7 @@ pub(super) enum Claim {
 #[repr(C)]
 pub(super) struct Rendezvous {
     arrivals: [Line<AtomicU64>; 2],
-    chunks: [Chunks; 2],
+    chunks: [Chunks; 3],
     gate: Line<Gate>,
     finished: Line<Bell>,
 }
@@ -138,20 +184,39 @@ fn parity(operation: u64) -> usize {
     (operation & 1) as usize
 }
 
+fn place_of_chunks(operation: u64) -> usize {
+    (operation % 3) as usize
+}
+
 impl Rendezvous {
     /// Enters `operation`. The last of `ranks` clears the next operation's words, which nobody uses: all have left the
     /// one before. Then it opens the gate. What a rank wrote before, every rank sees once the gate is open.
     pub(super) fn arrive(&self, operation: u64, ranks: u64, said: Tally, sleep: &impl Sleep) {
         let before = self.arrivals[parity(operation)].0.fetch_add(said.0, Ordering::AcqRel);
         if Tally(before).count() + 1 == ranks {
-            let next = parity(operation + 1);
-            self.arrivals[next].0.store(0, Ordering::Relaxed);
-            self.chunks[next].claimed.0.store(0, Ordering::Relaxed);
-            self.chunks[next].done.0.store(0, Ordering::Relaxed);
+            self.arrivals[parity(operation + 1)].0.store(0, Ordering::Relaxed);
+            self.clear_chunks(operation + 1);
             let all = before.wrapping_add(said.0);
             self.gate.0.tallies[parity(operation)].store(all, Ordering::Relaxed);
             self.gate.0.bell.ring(operation as u32, sleep);
         }
+    }
+
+    /// Clears the words of chunks of `operation`: for a rank without which nobody can enter the operation before. Then all
+    /// have left the one three before, which used them.
+    pub(super) fn clear_chunks(&self, operation: u64) {
+        let chunks = &self.chunks[place_of_chunks(operation)];
+        for word in [&chunks.claimed.0, &chunks.done.0] {
+            // Operations without chunks leave the lines with all ranks.
+            if word.load(Ordering::Relaxed) != 0 {
+                word.store(0, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Wakes those who sleep at the gate, for a rank that has [announced](Arrival::announce) itself.
+    pub(super) fn wake(&self, sleep: &impl Sleep) {
+        self.gate.0.bell.wake(sleep);
     }
 
     /// The bell of the gate.
@@ -171,7 +236,7 @@ impl Rendezvous {
 
     /// Takes the next of `total` chunks.
     pub(super) fn claim(&self, operation: u64, total: u64) -> Claim {
-        let chunks = &self.chunks[parity(operation)];
+        let chunks = &self.chunks[place_of_chunks(operation)];
         if chunks.done.0.load(Ordering::Acquire) == total {
             return Claim::Exhausted;
         }
@@ -185,7 +250,7 @@ impl Rendezvous {
 
     /// Says that a claimed chunk is done. The last one ends the operation.
     pub(super) fn finish(&self, operation: u64, total: u64, sleep: &impl Sleep) {
-        let before = self.chunks[parity(operation)].done.0.fetch_add(1, Ordering::AcqRel);
+        let before = self.chunks[place_of_chunks(operation)].done.0.fetch_add(1, Ordering::AcqRel);
         if before + 1 == total {
             self.finished.0.ring(operation as u32, sleep);
         }
@@ -198,24 +263,24 @@ impl Rendezvous {
 
     /// Whether all chunks are done; then this rank sees what was written.
     pub(super) fn is_finished(&self, operation: u64, total: u64) -> bool {
-        self.chunks[parity(operation)].done.0.load(Ordering::Acquire) == total
+        self.chunks[place_of_chunks(operation)].done.0.load(Ordering::Acquire) == total
     }
 
     /// Says that a claimed chunk will never be done, and is not worked on any more.
     pub(super) fn abandon(&self, operation: u64) {
-        self.chunks[parity(operation)].done.0.fetch_add(ABANDONED, Ordering::AcqRel);
+        self.chunks[place_of_chunks(operation)].done.0.fetch_add(ABANDONED, Ordering::AcqRel);
     }
 
     /// How many of the claimed chunks nobody works on any more.
     pub(super) fn settled(&self, operation: u64) -> u64 {
-        let done = self.chunks[parity(operation)].done.0.load(Ordering::Acquire);
+        let done = self.chunks[place_of_chunks(operation)].done.0.load(Ordering::Acquire);
         done % ABANDONED + done / ABANDONED
     }
 
     /// Lets nobody claim any more; answers how many of `total` were claimed before. To be called by a rank that is inside
     /// the operation and gives it up.
     pub(super) fn close(&self, operation: u64, total: u64) -> u64 {
-        let before = self.chunks[parity(operation)].claimed.0.fetch_or(CLOSED, Ordering::AcqRel);
+        let before = self.chunks[place_of_chunks(operation)].claimed.0.fetch_or(CLOSED, Ordering::AcqRel);
         (before & !CLOSED).min(total)
     }
 }

@@ -1,7 +1,7 @@
 //! One operation of one rank: it arrives, waits for the others, claims chunks, and leaves.
 
 use super::layout::{FIGURES_BYTES, GAVE_UP, HEADER_BYTES, INLINE_BYTES, Place, SlotHead};
-use super::protocol::{Claim, Tally};
+use super::protocol::{Arrival, Claim, Tally};
 use super::{Domain, Local, Scope};
 use crate::error::{Error, Result};
 use crate::transport::{Rank, Wait};
@@ -35,7 +35,12 @@ pub(crate) struct Round {
 impl Round {
     /// Whether a rank said that its buffer is private.
     pub(crate) fn any_private(&self) -> bool {
-        self.tally.any_private()
+        self.tally.private() > 0
+    }
+
+    /// Whether all `ranks` said so.
+    pub(crate) fn all_private(&self, ranks: usize) -> bool {
+        self.tally.private() == ranks as u64
     }
 }
 
@@ -61,6 +66,13 @@ pub(crate) enum Taken {
 pub(crate) struct Session<'a> {
     pub(super) domain: &'a Domain,
     pub(super) local: MutexGuard<'a, Local>,
+}
+
+/// The part of a publication that is there at a glance.
+#[derive(Clone, Copy)]
+struct Said {
+    hash: u32,
+    is_private: bool,
 }
 
 fn fold(hash: u64) -> u32 {
@@ -114,7 +126,8 @@ impl<'a> Session<'a> {
             copy(said.header, layout.header(rank, operation));
             copy(said.figures, layout.figures(rank, operation));
         }
-        self.enter(operation, Tally::of_one(fold(said.hash), said.is_private), said.hash, wait)
+        let short = Said { hash: fold(said.hash), is_private: said.is_private };
+        self.enter(operation, short, said.hash, wait)
     }
 
     /// A rendezvous at which nothing is said, for operations that need more than one.
@@ -122,21 +135,58 @@ impl<'a> Session<'a> {
     /// # Errors
     /// As [`arrive`](Self::arrive).
     pub(crate) fn meet(&mut self, wait: &Wait<'_>) -> Result<Round> {
-        self.enter(self.local.operation + 1, Tally::of_one(0, false), 0, wait)
+        self.enter(self.local.operation + 1, Said { hash: 0, is_private: false }, 0, wait)
     }
 
-    fn enter(&mut self, operation: u64, said: Tally, hash: u64, wait: &Wait<'_>) -> Result<Round> {
+    fn enter(&mut self, operation: u64, said: Said, hash: u64, wait: &Wait<'_>) -> Result<Round> {
         let domain = self.domain;
         self.local.operation = operation;
-        let rendezvous = &domain.header().rendezvous;
         domain.member(domain.rank).words.0.arrived.store(operation, Ordering::Relaxed);
-        rendezvous.arrive(operation, domain.size() as u64, said, &domain.sleep(None));
-        let is_missing = |rank: Rank| domain.member(rank).words.0.arrived.load(Ordering::Relaxed) < operation;
-        let opened = domain.wait_until(|| rendezvous.is_open(operation), rendezvous.gate(), is_missing, wait);
-        match opened {
-            Ok(()) => Ok(Round { operation, tally: rendezvous.tally(operation), hash }),
+        let entered = if domain.announces() {
+            self.announce(operation, said, wait)
+        } else {
+            self.count(operation, said, wait)
+        };
+        match entered {
+            Ok(tally) => Ok(Round { operation, tally, hash }),
             Err(error) => Err(self.fail(operation, u64::MAX, error)),
         }
+    }
+
+    /// Enters as one more of those who have arrived.
+    fn count(&self, operation: u64, said: Said, wait: &Wait<'_>) -> Result<Tally> {
+        let domain = self.domain;
+        let rendezvous = &domain.header().rendezvous;
+        let said = Tally::of_one(said.hash, said.is_private);
+        rendezvous.arrive(operation, domain.size() as u64, said, &domain.sleep(None));
+        let is_open = || rendezvous.is_open(operation);
+        domain.wait_until(is_open, rendezvous.gate(), self.has_not_entered(operation), wait)?;
+        Ok(rendezvous.tally(operation))
+    }
+
+    /// Enters where all ranks see it, and looks for all of them.
+    fn announce(&self, operation: u64, said: Said, wait: &Wait<'_>) -> Result<Tally> {
+        let domain = self.domain;
+        let rendezvous = &domain.header().rendezvous;
+        if domain.rank == 0 {
+            rendezvous.clear_chunks(operation + 1);
+        }
+        domain.arrival(domain.rank, operation).announce(operation, said.hash, said.is_private);
+        let others = || (0..domain.size()).filter(|&rank| rank != domain.rank);
+        let all_entered = || others().all(|rank| domain.arrival(rank, operation).has_entered(operation));
+        // Others that look for this rank see it a little before those that sleep are woken.
+        let soon = domain.spin_until(all_entered);
+        rendezvous.wake(&domain.sleep(None));
+        if !soon {
+            domain.wait_until(all_entered, rendezvous.gate(), self.has_not_entered(operation), wait)?;
+        }
+        Ok(Arrival::tally((0..domain.size()).map(|rank| domain.arrival(rank, operation))))
+    }
+
+    /// Which ranks an operation waits for.
+    fn has_not_entered(&self, operation: u64) -> impl Fn(Rank) -> bool {
+        let domain = self.domain;
+        move |rank| domain.member(rank).words.0.arrived.load(Ordering::Relaxed) < operation
     }
 
     /// Whether all ranks said the same header, as far as a sum of 32-bit hashes can tell; [`source`](Self::source) and

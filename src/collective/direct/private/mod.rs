@@ -3,15 +3,15 @@
 //! | form | for | waits |
 //! |---|---|---|
 //! | `pull` | all-reduce where ranks may read each other's memory | one for each piece of n chunks, and a rendezvous at the end |
-//! | `tree` | all-reduce in the canonical order, with a core for each rank | one for each window |
-//! | `windows` | everything | a rendezvous for each window, and one for its chunks |
+//! | `two_shot` | all-reduce where at most two ranks share a core | one for each row, and two |
+//! | `windows` | everything | a rendezvous for each piece, and one for its chunks |
 
 mod pull;
-mod tree;
+mod two_shot;
 mod windows;
 
 use super::{Call, Room};
-use crate::collective::{Kind, Order};
+use crate::collective::Kind;
 use crate::error::Result;
 use crate::transport::{Domain, Round, Session, Wait};
 
@@ -20,8 +20,8 @@ use crate::transport::{Domain, Round, Session, Wait};
 pub(super) enum Form {
     /// Ranks read each other's buffers.
     Pull,
-    /// The canonical tree, in the windows.
-    Tree,
+    /// Each rank sums its chunk of every row, in windows.
+    TwoShot,
     /// Copies of everything in windows, chunks of which are claimed.
     Windows,
 }
@@ -32,25 +32,23 @@ const SHORTEST_PULL: usize = 256 * 1024;
 /// The form for an operation, the same on all ranks. `reading_pays` says whether ranks that have a core each should read
 /// each other's memory; it is only asked where that may be.
 ///
-/// Two cores, f32 sum, medians of interleaved processes, `tree` against `windows` (and `pull`): 2 ranks 64 KiB 4.3 and 5.6 µs
-/// (16), 1 MiB 62 and 81 µs (142), 64 MiB 7.2 and 7.7 ms (13.3); 4 ranks 22 and 20 µs, 198 and 192 µs, 21 and 18 ms; 8 ranks 65
-/// and 54 µs, 571 and 510 µs, 52 and 52 ms. The one wait of a window that `tree` has is for one rank after the other, which
-/// costs where they have to take turns on the cores. The kernel reads other processes' memory here at a third of the speed
-/// of a copy.
+/// Two cores, f32 sum, medians of 3 to 5 interleaved processes, `two_shot` against `windows`: 2 ranks 64 KiB 3.6 and 10.8 µs,
+/// 1 MiB 53 and 151 µs, 64 MiB 7.3 and 10.9 ms; 3 ranks 1 MiB 179 and 318 µs, 16 MiB 4.7 and 6.1 ms; 6 ranks 277 and 364 µs, 7.7
+/// and 7.3 ms; 8 ranks 444 and 472 µs, 11.6 and 10.0 ms. Where many take turns, claimed chunks end sooner than the last of
+/// them has had its turn. The kernel reads other processes' memory here at a third of the speed of a copy.
 fn choose(
     call: &Call,
     ranks: usize,
     cores: usize,
     reading_pays: impl FnOnce() -> Result<bool>,
 ) -> Result<Form> {
-    if call.operation.kind != Kind::AllReduce {
+    if call.operation.kind != Kind::AllReduce || ranks > 2 * cores {
         return Ok(Form::Windows);
     }
     if ranks <= cores && call.bytes() >= SHORTEST_PULL && reading_pays()? {
         return Ok(Form::Pull);
     }
-    let takes_turns = ranks > cores;
-    Ok(if call.operation.order == Order::Rank || takes_turns { Form::Windows } else { Form::Tree })
+    Ok(Form::TwoShot)
 }
 
 /// Runs an operation in which some rank's buffer is private.
@@ -90,7 +88,7 @@ unsafe fn run_as(
     unsafe {
         match form {
             Form::Pull => pull::run(session, domain, call, room, wait),
-            Form::Tree => tree::run(session, domain, call, wait),
+            Form::TwoShot => two_shot::run(session, domain, call, room, wait),
             Form::Windows => windows::run(session, domain, call, room, wait),
         }
     }

@@ -116,11 +116,12 @@ fn check(case: Case) {
     });
 }
 
-const FORMS: [Form; 3] = [Form::Pull, Form::Tree, Form::Windows];
+const FORMS: [Form; 3] = [Form::Pull, Form::TwoShot, Form::Windows];
 
 #[test]
 fn every_form_gives_the_same_bits_at_every_length() {
-    const ELEMENTS: usize = WINDOW_BYTES / 4;
+    // Of a row, and of a piece.
+    const ELEMENTS: usize = WINDOW_BYTES / 2 / 4;
     for ranks in 2..=9 {
         for form in FORMS {
             for count in [1, 1037, ELEMENTS, 2 * ELEMENTS + 1, 9 * ELEMENTS + 77] {
@@ -145,9 +146,6 @@ fn every_type_operator_and_order() {
     {
         for form in FORMS {
             for order in [Order::Rank, Order::Fastest] {
-                if order == Order::Rank && form == Form::Tree {
-                    continue;
-                }
                 let count = 70_001;
                 check(Case { form, ranks: 5, element, operator, order, count, in_place: true });
             }
@@ -243,9 +241,9 @@ fn the_choice() {
     let (short, long) = (10_000, 16 << 20);
     let choose = |call: Call, ranks, pays| super::choose(&call, ranks, 2, || Ok(pays)).unwrap();
     assert_eq!(choose(all_reduce(Order::Auto, long), 2, true), Form::Pull);
-    assert_eq!(choose(all_reduce(Order::Auto, long), 2, false), Form::Tree);
-    assert_eq!(choose(all_reduce(Order::Auto, short), 2, true), Form::Tree);
-    assert_eq!(choose(all_reduce(Order::Fastest, long), 8, true), Form::Windows);
-    assert_eq!(choose(all_reduce(Order::Rank, long), 8, true), Form::Windows);
+    assert_eq!(choose(all_reduce(Order::Auto, long), 2, false), Form::TwoShot);
+    assert_eq!(choose(all_reduce(Order::Auto, short), 2, true), Form::TwoShot);
+    assert_eq!(choose(all_reduce(Order::Rank, long), 4, true), Form::TwoShot);
+    assert_eq!(choose(all_reduce(Order::Fastest, long), 5, true), Form::Windows);
     assert_eq!(choose(call(Kind::Reduce, Order::Auto, long), 2, true), Form::Windows);
 }

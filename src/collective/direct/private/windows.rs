@@ -8,6 +8,9 @@ use crate::reduce::Store;
 use crate::transport::{Domain, Session, Taken, WINDOW_BYTES, Wait};
 use std::ops::Range;
 
+/// This much of the vector is under way at a time: half of a window, so that all ranks' pieces stay in the caches.
+const PIECE_BYTES: usize = WINDOW_BYTES / 2;
+
 /// Runs an operation in which some rank's buffer is private.
 ///
 /// # Safety
@@ -20,8 +23,8 @@ pub(super) unsafe fn run(
     wait: &Wait<'_>,
 ) -> Result<()> {
     let bytes = call.bytes();
-    for (number, start) in (0..bytes).step_by(WINDOW_BYTES).enumerate() {
-        let window = start..(start + WINDOW_BYTES).min(bytes);
+    for (number, start) in (0..bytes).step_by(PIECE_BYTES).enumerate() {
+        let window = start..(start + PIECE_BYTES).min(bytes);
         // SAFETY: the caller's promise.
         unsafe { one(session, domain, call, room, window, number, wait)? };
     }
