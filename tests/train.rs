@@ -117,9 +117,11 @@ fn every_second_of_a_worker_is_accounted_for() {
     for (mode, batch) in [("sync", 32), ("esync", 256)] {
         let flags =
             format!("--mode {mode} --network lenet --batch-size {batch} --slow 3:40ms --max-seconds 1.5");
-        let folder = train(Threads(4), &flags);
-        check_clocks(&folder.summary());
-        assert_eq!(folder.summary()["stopped_by"], "seconds");
+        check_clocks(|| {
+            let summary = train(Threads(4), &flags).summary();
+            assert_eq!(summary["stopped_by"], "seconds");
+            summary
+        });
     }
 }
 

@@ -34,7 +34,7 @@ fn two_three_four_and_seven_ranks_train() {
 #[test]
 fn every_second_of_a_worker_is_accounted_for() {
     let flags = "--mode esync --network lenet --batch-size 256 --slow 2:40ms --max-seconds 1.5";
-    check_clocks(&train(Mpi(3), flags).summary());
+    check_clocks(|| train(Mpi(3), flags).summary());
 }
 
 #[test]

@@ -61,9 +61,11 @@ fn a_target_is_stamped_with_its_snapshot_and_its_parameters_are_the_result() {
 fn every_second_of_a_worker_is_accounted_for() {
     for mode in ["wbsp", "adsp"] {
         let flags = format!("--mode {mode} --network lenet --batch-size 64 --slow 3:40ms --max-seconds 1.5");
-        let folder = train(Threads(4), &flags);
-        check_clocks(&folder.summary());
-        assert_eq!(folder.summary()["stopped_by"], "seconds");
+        check_clocks(|| {
+            let summary = train(Threads(4), &flags).summary();
+            assert_eq!(summary["stopped_by"], "seconds");
+            summary
+        });
     }
 }
 

@@ -244,6 +244,7 @@ impl<'a> Run<'a> {
             evaluate_seconds: worker.evaluate_seconds,
             slow_seconds: 0.0,
             decide_seconds: worker.decide_seconds,
+            other_seconds: worker.other_seconds(),
             total_seconds: worker.ended_seconds,
             bytes_sent: worker.bytes_sent,
             bytes_received: worker.bytes_received,

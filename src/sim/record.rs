@@ -46,6 +46,18 @@ pub struct WorkerRecord {
     pub is_dead: bool,
 }
 
+impl WorkerRecord {
+    /// Seconds of none of these, such as after the last step until all have stopped; below 0 by rounding at most.
+    pub fn other_seconds(&self) -> f64 {
+        self.ended_seconds
+            - self.compute_seconds
+            - self.exchange_seconds
+            - self.wait_seconds
+            - self.evaluate_seconds
+            - self.decide_seconds
+    }
+}
+
 /// A measurement of the global parameters.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct EvaluationRecord {

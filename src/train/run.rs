@@ -378,6 +378,7 @@ pub(super) fn conclude(config: &Config, end: End) -> Result<Outcome> {
             score
         }
     };
+    clock.switch(Activity::Other);
     let own = rank_summary(&clock, totals, served.as_ref(), communicator, device);
     let own =
         serde_json::to_vec(&own).map_err(|e| Error::Internal(format!("a summary cannot be sent: {e}")))?;
@@ -498,6 +499,7 @@ fn rank_summary(
         evaluate_seconds: clock.seconds(Activity::Evaluate),
         slow_seconds: clock.seconds(Activity::Slow),
         decide_seconds: clock.seconds(Activity::Decide),
+        other_seconds: clock.seconds(Activity::Other),
         total_seconds: clock.total_seconds(),
         bytes_sent,
         bytes_received,

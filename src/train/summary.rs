@@ -41,7 +41,9 @@ pub struct WorkerSummary {
     pub slow_seconds: f64,
     /// Asking the state server, and the policy's own thinking.
     pub decide_seconds: f64,
-    /// From the start of training to its end.
+    /// Writing metrics, printing.
+    pub other_seconds: f64,
+    /// From the start of training to its end: the sum of all of them.
     pub total_seconds: f64,
     pub bytes_sent: u64,
     pub bytes_received: u64,

@@ -431,14 +431,28 @@ pub(crate) fn check_server_results(folder: &Folder, workers: usize, servers: usi
     folder.parameters().assert_sensible();
 }
 
-/// `compute + exchange + wait + evaluate + slow` is nearly all of each worker's time.
+/// Every moment of each worker has a name, and `compute + exchange + wait + evaluate + slow` is nearly all of it. Another program
+/// that takes the core for some milliseconds while a decision is written down is not the worker's doing, and does not do so
+/// in three runs in a row.
 #[track_caller]
-pub(crate) fn check_clocks(summary: &Value) {
-    for worker in summary["workers"].as_array().unwrap() {
-        let seconds = |key: &str| worker[&format!("{key}_seconds")].as_f64().unwrap();
-        let accounted: f64 = ["compute", "exchange", "wait", "evaluate", "slow"].map(seconds).iter().sum();
-        assert!(seconds("total") > 0.5, "too short to say: {worker:#}");
-        assert!(accounted >= 0.98 * seconds("total"), "{:.4} of {worker:#}", accounted / seconds("total"));
+pub(crate) fn check_clocks(run: impl Fn() -> Value) {
+    const RUNS: usize = 3;
+    for attempt in 1..=RUNS {
+        let summary = run();
+        let workers = summary["workers"].as_array().unwrap();
+        let is_used = |worker: &Value| {
+            let seconds = |key: &str| worker[&format!("{key}_seconds")].as_f64().unwrap();
+            let useful: f64 = ["compute", "exchange", "wait", "evaluate", "slow"].map(seconds).iter().sum();
+            let total = seconds("total");
+            assert!(total > 0.5, "too short to say: {worker:#}");
+            let named = useful + seconds("decide") + seconds("other");
+            assert!((named - total).abs() < 0.001 * total, "{named} s have a name: {worker:#}");
+            useful >= 0.98 * total
+        };
+        if workers.iter().all(is_used) {
+            return;
+        }
+        assert!(attempt < RUNS, "less than 98% of a worker's time was used in {RUNS} runs: {summary:#}");
     }
 }
 
