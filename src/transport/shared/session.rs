@@ -106,6 +106,8 @@ impl<'a> Session<'a> {
     ///
     /// # Errors
     /// `Stalled`, `PeerLost`; then the domain has failed for this rank, see [`fail`](Self::fail).
+    // As a call, it would read whole from memory what was written there in parts a moment ago, and wait for all writes before.
+    #[inline(always)]
     pub(crate) fn arrive(&mut self, said: &Publication<'_>, wait: &Wait<'_>) -> Result<Round> {
         let domain = self.domain;
         let operation = self.local.operation + 1;
@@ -174,12 +176,9 @@ impl<'a> Session<'a> {
         domain.arrival(domain.rank, operation).announce(operation, said.hash, said.is_private);
         let others = || (0..domain.size()).filter(|&rank| rank != domain.rank);
         let all_entered = || others().all(|rank| domain.arrival(rank, operation).has_entered(operation));
-        // Others that look for this rank see it a little before those that sleep are woken.
-        let soon = domain.spin_until(all_entered);
+        // Its fence takes its time while the others' lines are on their way.
         rendezvous.wake(&domain.sleep(None));
-        if !soon {
-            domain.wait_until(all_entered, rendezvous.gate(), self.has_not_entered(operation), wait)?;
-        }
+        domain.wait_until(all_entered, rendezvous.gate(), self.has_not_entered(operation), wait)?;
         Ok(Arrival::tally((0..domain.size()).map(|rank| domain.arrival(rank, operation))))
     }
 

@@ -58,18 +58,6 @@ impl Domain {
         Futex { flags, limit: limit.map_or(LONGEST_SLEEP, |limit| limit.min(LONGEST_SLEEP)) }
     }
 
-    /// Looks a few times, without giving up the core.
-    pub(super) fn spin_until(&self, is_ready: impl Fn() -> bool) -> bool {
-        let has_a_core = self.size() <= self.cores;
-        (0..if has_a_core { SPINS } else { SPINS_IN_TURN }).any(|_| {
-            let ready = is_ready();
-            if !ready {
-                std::hint::spin_loop();
-            }
-            ready
-        })
-    }
-
     /// Waits until `is_ready`, which `bell` rings for. `is_missing` says whom this rank waits for.
     pub(super) fn wait_until(
         &self,
@@ -78,10 +66,13 @@ impl Domain {
         is_missing: impl Fn(Rank) -> bool,
         wait: &Wait<'_>,
     ) -> Result<()> {
-        if self.spin_until(&is_ready) {
-            return Ok(());
-        }
         let has_a_core = self.size() <= self.cores;
+        for _ in 0..if has_a_core { SPINS } else { SPINS_IN_TURN } {
+            if is_ready() {
+                return Ok(());
+            }
+            std::hint::spin_loop();
+        }
         let begun = Instant::now();
         let wait = &Wait { deadline: wait.deadline.begin(), ..*wait };
         // After about 2n yields every rank that could run has run. With a core for each, yields cost little, and waking a
