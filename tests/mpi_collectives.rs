@@ -357,3 +357,16 @@ fn bandwidths_follow_from_the_time() {
         assert_eq!((&record["in_place"], &record["registered"]), (&true.into(), &true.into()));
     }
 }
+
+#[test]
+fn ranks_that_may_use_different_cores_meet() {
+    if !have_mpi() || std::thread::available_parallelism().map_or(1, usize::from) < 2 {
+        println!("skipped: needs MPI and two cores");
+        return;
+    }
+    // How ranks of one host meet depends on the cores that all of them may use together.
+    let rank =
+        |cores: &str| format!("-n 1 taskset -c {cores} {BENCH} {QUICK} --transport shm --collective native");
+    let finished = finish(&mut with(mpirun(), &format!("{} : {}", rank("0"), rank("0,1"))), 60).expect(0);
+    assert!(!records(&finished).is_empty());
+}

@@ -147,6 +147,7 @@ impl EntryRoom {
             source: Place::NOWHERE,
             target: Place::NOWHERE,
             is_private: false,
+            most_chunks: 0,
         };
         let mut session = domain.session()?;
         let round = session.arrive(&said, wait)?;

@@ -34,7 +34,7 @@ pub(crate) use peer::stalled;
 pub use peer::{Peer, host_name};
 pub use shared::Domain;
 pub(crate) use shared::{
-    INLINE_BYTES, Place, Publication, Region, Round, Segment, Session, Taken, WINDOW_BYTES, Whereabouts,
+    INLINE_BYTES, Place, Publication, Region, Round, Segment, Session, Taken, Whereabouts,
 };
 
 use crate::error::Result;

@@ -22,6 +22,27 @@ fn streaming_chunk_bytes(bytes: usize, workers: usize) -> usize {
 /// Beyond this, in all buffers together, results are not kept in the last cache.
 const STREAMING_BYTES: usize = 64 << 20;
 
+/// How an operation on buffers that all ranks can address is cut; the same on all ranks.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Cut {
+    store: Store,
+    chunk: usize,
+    pub(super) total: usize,
+}
+
+impl Cut {
+    pub(super) fn new(call: &Call, domain: &Domain) -> Cut {
+        let (bytes, ranks) = (call.bytes(), domain.size());
+        let workers = ranks.min(domain.cores());
+        let (store, chunk) = if bytes * ranks > STREAMING_BYTES {
+            (Store::Streaming, streaming_chunk_bytes(bytes, workers))
+        } else {
+            (Store::Ordinary, chunk_bytes(bytes, workers))
+        };
+        Cut { store, chunk, total: bytes.div_ceil(chunk) }
+    }
+}
+
 /// Runs the chunks of an operation whose gate is open.
 ///
 /// # Safety
@@ -35,13 +56,7 @@ pub(super) unsafe fn run(
     wait: &Wait<'_>,
 ) -> Result<()> {
     let (bytes, ranks) = (call.bytes(), domain.size());
-    let workers = ranks.min(domain.cores());
-    let (store, chunk) = if bytes * ranks > STREAMING_BYTES {
-        (Store::Streaming, streaming_chunk_bytes(bytes, workers))
-    } else {
-        (Store::Ordinary, chunk_bytes(bytes, workers))
-    };
-    let total = bytes.div_ceil(chunk);
+    let Cut { store, chunk, total } = Cut::new(call, domain);
     let mut is_resolved = false;
     loop {
         let number = match session.claim(round, total, wait) {

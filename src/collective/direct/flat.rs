@@ -5,37 +5,40 @@ use crate::collective::Kind;
 use crate::reduce::Store;
 use crate::transport::{Domain, INLINE_BYTES, Round, Session};
 
-/// Every rank reads all n vectors, most of them from other cores' caches: n times the lines that claimed chunks move, to
-/// save waiting for who has claimed them.
-///
-/// Two cores, f32 sum, medians of 5 interleaved processes, this form against chunks: 2 ranks 256 B 0.88 and 1.06 µs, 512 B
-/// 1.08 and 1.09, 1 KiB 1.42 and 1.17, 16 KiB 10.5 and 2.3; 4 ranks 512 B 5.24 and 5.16, 1 KiB 6.1 and 5.4, 16 KiB 24 and 7;
-/// 8 ranks 256 B to 1 KiB within 6%, 2 KiB 10.1 and 9.0.
-const LONGEST: usize = 512;
+/// All vectors together that are short.
+const LONGEST_OF_ALL: usize = 64 * 1024;
 
-/// The same where the alternative is to copy everything through windows, with two more waits: if each rank has a core, and if
-/// they take turns.
+/// The longest vector that is short, if it may lie anywhere or if all ranks have it in `private` memory; the same on all ranks.
 ///
-/// As above, against the two-shot form in windows: 2 ranks 1 KiB 1.43 and 1.48 µs, 2 KiB 2.1 and 1.6, 16 KiB 10.4 and 3.5;
-/// 4 ranks 4 KiB 9.8 and 14, 8 KiB 14.8 and 14.6, 16 KiB 24 and 16; against claimed chunks of windows: 8 ranks 8 KiB 14
-/// and 25.
-const LONGEST_PRIVATE: usize = 1024;
-const LONGEST_PRIVATE_IN_TURN: usize = 8 * 1024;
-const _: () = assert!(LONGEST_PRIVATE_IN_TURN <= INLINE_BYTES);
+/// An all-reduce has every rank read all n vectors, most of them from other cores' caches: n times the lines that claimed chunks
+/// move, to save waiting for who has claimed them. Private vectors would be copied through windows instead, with more waits.
+/// The other kinds move each line once in any case.
+///
+/// Two cores, f32, medians of 3 to 5 interleaved processes, this form and the other one. Sum, registered: 2 ranks 256 B 0.88 and
+/// 1.06 µs, 1 KiB 1.42 and 1.17, 16 KiB 10.5 and 2.3; 4 ranks 512 B 5.24 and 5.16, 1 KiB 6.1 and 5.4, 16 KiB 24 and 7; 8 ranks
+/// 2 KiB 10.1 and 9.0, 4 KiB 11.6 and 15. Private: 2 ranks 1 KiB 1.43 and 1.48, 2 KiB 2.1 and 1.6; 4 ranks 4 KiB 9.8 and 14, 16 KiB
+/// 24 and 16; 8 ranks 8 KiB 14 and 25. Reduce-scatter and broadcast, registered: 2 ranks 4 KiB 1.3 and 2.2, 1.9 and 1.8, 16 KiB 5.7
+/// and 2.2, 8.5 and 2.4; 8 ranks 4 KiB 15 and 16, 12 and 17.
+fn longest(kind: Kind, domain: &Domain, private: bool) -> usize {
+    let (ranks, cores) = (domain.size(), domain.cores());
+    let longest = match kind {
+        Kind::AllReduce if private && ranks <= cores => 1024,
+        Kind::AllReduce if !private && ranks <= 2 * cores => 512,
+        Kind::AllReduce if !private => 4 * 1024,
+        _ if ranks <= cores => 4 * 1024,
+        _ => 8 * 1024,
+    };
+    longest.min(LONGEST_OF_ALL / ranks).min(INLINE_BYTES)
+}
 
 /// Whether a vector travels in the slots wherever it lies.
-pub(super) fn is_short(call: &Call) -> bool {
-    call.bytes() <= LONGEST
+pub(super) fn is_short(call: &Call, domain: &Domain) -> bool {
+    call.bytes() <= longest(call.operation.kind, domain, false)
 }
 
 /// Whether it does so if all ranks have private buffers.
 pub(super) fn is_short_if_private(call: &Call, domain: &Domain) -> bool {
-    let (ranks, bytes) = (domain.size(), call.bytes());
-    if ranks <= domain.cores() {
-        bytes <= LONGEST_PRIVATE
-    } else {
-        bytes <= LONGEST_PRIVATE_IN_TURN && bytes * ranks <= 8 * LONGEST_PRIVATE_IN_TURN
-    }
+    call.bytes() <= longest(call.operation.kind, domain, true)
 }
 
 /// Puts this rank's contribution where the others will find it.

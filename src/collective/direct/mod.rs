@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | flat | short vectors, private ones up to more bytes: they travel in the slots, and every rank reduces all of them | 1 |
 //! | chunks | buffers that all ranks can address: chunks are claimed, reduced over all buffers, stored to all | 1, and a wait for the last chunk |
-//! | private | private buffers, in the forms of `private/` | 1 or 2 a window |
+//! | private | private buffers, in the forms of `private/` | 1, and their own |
 //!
 //! All of them do all five kinds, every type and operator, in the canonical tree or in rank order.
 
@@ -18,6 +18,8 @@ pub use buffer::SharedBuffer;
 
 use super::entry::{self, Agreed};
 use super::{Kind, Operation, Order};
+use chunks::Cut;
+
 use crate::buffer::FlatBuffer;
 use crate::error::Result;
 use crate::reduce::Tree;
@@ -92,7 +94,7 @@ pub(super) unsafe fn run(
 ) -> Result<()> {
     let mut session = domain.session()?;
     let bytes = call.bytes();
-    let is_short = flat::is_short(call);
+    let is_short = flat::is_short(call, domain);
     let place = |start| if is_short { None } else { session.place(start, bytes) };
     let (source, target) = (place(call.input), place(call.output));
     let is_private = !is_short && (source.is_none() || target.is_none());
@@ -110,6 +112,7 @@ pub(super) unsafe fn run(
         source: source.unwrap_or_else(|| nowhere(call.input)),
         target: target.unwrap_or_else(|| nowhere(call.output)),
         is_private,
+        most_chunks: Cut::new(call, domain).total,
     };
     let round = session.arrive(&said, wait)?;
     if !session.all_agree(&round) {

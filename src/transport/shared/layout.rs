@@ -12,14 +12,16 @@ const TAIL_BYTES: usize = 24;
 pub(crate) const HEADER_BYTES: usize = 128;
 /// Bytes of the figures that a rank says when it enters.
 pub(crate) const FIGURES_BYTES: usize = 64;
-/// Bytes of one window for private buffers; each rank has two.
-pub(crate) const WINDOW_BYTES: usize = 512 * 1024;
+/// The most bytes of one window for private buffers; each rank has two.
+const MOST_WINDOW_BYTES: usize = 512 * 1024;
+/// The least, for many ranks.
+const LEAST_WINDOW_BYTES: usize = 128 * 1024;
 /// Buffers that a rank can have registered at a time.
 pub(super) const TABLE_ENTRIES: usize = 64;
 /// The longest reason of a failure that the others can read.
 pub(super) const REASON_BYTES: usize = 1024;
 
-pub(super) const MAGIC: u64 = u64::from_le_bytes(*b"esync\0\0\x01");
+pub(super) const MAGIC: u64 = u64::from_le_bytes(*b"esync\0\0\x02");
 
 /// States of a rank.
 pub(super) const ABSENT: u32 = 0;
@@ -133,6 +135,7 @@ pub(super) struct Layout {
     tables: usize,
     slots: usize,
     windows: usize,
+    pub(super) window_bytes: usize,
     rings: usize,
     ring_bytes: usize,
     pub(super) bytes: usize,
@@ -154,13 +157,15 @@ impl Layout {
         let slots = take(2 * ranks * SLOT_BYTES);
         at = at.next_multiple_of(4096);
         let windows = at;
-        at += times * 2 * ranks * WINDOW_BYTES;
+        // All windows together take at most 32 MiB with up to 128 ranks.
+        let window_bytes = ((16 << 20) / ranks / 8192 * 8192).clamp(LEAST_WINDOW_BYTES, MOST_WINDOW_BYTES);
+        at += times * 2 * ranks * window_bytes;
         // All rings together take 16 MiB with up to 16 ranks, and 4 KiB each beyond.
         let ring_bytes =
             times * ((16 << 20) / (ranks * ranks)).clamp(4096, 256 * 1024).next_multiple_of(4096);
         let rings = at;
         at += ranks * ranks * ring_bytes;
-        Layout { ranks, members, reason, tables, slots, windows, rings, ring_bytes, bytes: at }
+        Layout { ranks, members, reason, tables, slots, windows, window_bytes, rings, ring_bytes, bytes: at }
     }
 
     pub(super) fn member(&self, rank: Rank) -> usize {
@@ -202,7 +207,7 @@ impl Layout {
     }
 
     pub(super) fn window(&self, rank: Rank, which: usize) -> usize {
-        self.windows + (2 * rank + which % 2) * WINDOW_BYTES
+        self.windows + (2 * rank + which % 2) * self.window_bytes
     }
 
     /// The ring of messages from one rank to another, and its bytes.

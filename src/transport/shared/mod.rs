@@ -26,7 +26,7 @@ mod session;
 mod waiting;
 
 pub(crate) use buffers::Region;
-pub(crate) use layout::{INLINE_BYTES, Place, WINDOW_BYTES};
+pub(crate) use layout::{INLINE_BYTES, Place};
 pub(crate) use segment::{Opened, Segment};
 pub(crate) use session::{Publication, Round, Session, Taken, Whereabouts};
 
@@ -42,6 +42,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// Ranks that have a core each look at each other's arrivals, while they are few; where they take turns on the cores, or are
 /// many, one word with their count is looked at sooner.
 const MOST_TO_ANNOUNCE: usize = 16;
+
+/// How many ranks can run at a time, as far as this process knows.
+fn available_cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
 
 /// Who shares a domain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,8 +88,9 @@ impl Domain {
         let layout = Layout::new(size, false);
         let control = Arc::new(Control::heap(layout.bytes));
         let peers: Vec<Peer> = (0..size).map(Peer::this_process).collect();
+        let cores = available_cores();
         (0..size)
-            .map(|rank| Domain::new(control.clone(), layout, Scope::Threads, rank, peers.clone()))
+            .map(|rank| Domain::new(control.clone(), layout, Scope::Threads, rank, peers.clone(), cores))
             .collect()
     }
 
@@ -106,19 +112,28 @@ impl Domain {
     fn pretended(peers: Vec<Peer>) -> Vec<Domain> {
         let layout = Layout::new(peers.len(), true);
         let control = Arc::new(Control::heap(layout.bytes));
+        let cores = available_cores();
         (0..peers.len())
             .map(|rank| {
-                let domain = Domain::new(control.clone(), layout, Scope::Processes, rank, peers.clone());
+                let domain =
+                    Domain::new(control.clone(), layout, Scope::Processes, rank, peers.clone(), cores);
                 domain.set_state(layout::RUNNING);
                 domain
             })
             .collect()
     }
 
-    /// `control` is zeroed memory of the layout's size, or already in use by other ranks.
-    fn new(control: Arc<Control>, layout: Layout, scope: Scope, rank: Rank, peers: Vec<Peer>) -> Domain {
+    /// `control` is zeroed memory of the layout's size, or already in use by other ranks. `cores` must be the same for all ranks
+    /// before they first meet.
+    fn new(
+        control: Arc<Control>,
+        layout: Layout,
+        scope: Scope,
+        rank: Rank,
+        peers: Vec<Peer>,
+        cores: usize,
+    ) -> Domain {
         assert!(peers.len() <= protocol::MOST_RANKS, "{} ranks are too many to share memory", peers.len());
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let local =
             Local { operation: 0, seen: buffers::none_seen(peers.len()), reading_pays: None, failure: None };
         let domain = Domain {
@@ -167,7 +182,12 @@ impl Domain {
         self.cores
     }
 
-    /// One of a rank's two windows, of [`WINDOW_BYTES`]. Who may touch it when is the caller's protocol. Threads have none.
+    /// Bytes of a window: of whole pages, as is half of it.
+    pub(crate) fn window_bytes(&self) -> usize {
+        self.layout.window_bytes
+    }
+
+    /// One of a rank's two windows, of [`window_bytes`](Self::window_bytes). Who may touch it when is the caller's protocol. Threads have none.
     pub(crate) fn window(&self, rank: Rank, which: usize) -> *mut u8 {
         assert!(self.scope == Scope::Processes && rank < self.size(), "no such window");
         self.at(self.layout.window(rank, which))

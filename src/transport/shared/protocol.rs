@@ -104,7 +104,7 @@ impl Tally {
     }
 }
 
-/// One rank's arrival, in a line of its own: what it says (a bit and a hash) below the number of the operation.
+/// One rank's arrival, in the line of its slot's head: what it says (a bit and a hash) below the number of the operation.
 #[derive(Debug, Default)]
 #[repr(transparent)]
 pub(super) struct Arrival(AtomicU64);
@@ -121,7 +121,8 @@ impl Arrival {
         self.0.store(operation << ARRIVAL_OPERATION | said, Ordering::Release);
     }
 
-    /// Whether the rank has entered `operation`, or the one behind it. For its word of that operation.
+    /// Whether the rank has entered `operation`. To be asked of its word of that parity, and before this rank enters the next one:
+    /// until then nobody can be two operations further, where the word is used again.
     pub(super) fn has_entered(&self, operation: u64) -> bool {
         self.0.load(Ordering::Acquire) >> ARRIVAL_OPERATION
             == operation << ARRIVAL_OPERATION >> ARRIVAL_OPERATION

@@ -119,8 +119,8 @@ impl Opened {
         let Opened { mapping, layout, file } = self;
         let control = Arc::new(Control::Mapped(mapping));
         let nobody = |rank| Peer { rank, host: host_name(), pid: 0 };
-        let mut domain =
-            Domain::new(control, layout, Scope::Processes, rank, (0..ranks).map(nobody).collect());
+        let peers = (0..ranks).map(nobody).collect();
+        let mut domain = Domain::new(control, layout, Scope::Processes, rank, peers, 1);
         domain.say_cores();
         domain.header().joined.fetch_add(1, Ordering::AcqRel);
         let words = &domain.member(rank).words.0;
@@ -147,8 +147,9 @@ impl Opened {
         if memory::open(&memory::path_of(pids[next], neighbours)).is_err() {
             domain.header().unreachable.store(1, Ordering::Relaxed);
         }
-        domain.session()?.meet(&wait)?;
+        // How ranks meet depends on it, so all must have the same: each has said its own before it was no longer absent.
         domain.cores = domain.all_cores();
+        domain.session()?.meet(&wait)?;
         // Nobody closes its file before its neighbour has looked.
         drop(file);
         Ok(domain)

@@ -22,6 +22,8 @@ pub(crate) struct Publication<'a> {
     pub(crate) target: Place,
     /// The others cannot address one of the two.
     pub(crate) is_private: bool,
+    /// No more chunks than this are there to claim, once all have arrived.
+    pub(crate) most_chunks: usize,
 }
 
 /// An operation whose gate is open: all ranks are inside, or were.
@@ -73,6 +75,7 @@ pub(crate) struct Session<'a> {
 struct Said {
     hash: u32,
     is_private: bool,
+    most_chunks: usize,
 }
 
 fn fold(hash: u64) -> u32 {
@@ -128,7 +131,8 @@ impl<'a> Session<'a> {
             copy(said.header, layout.header(rank, operation));
             copy(said.figures, layout.figures(rank, operation));
         }
-        let short = Said { hash: fold(said.hash), is_private: said.is_private };
+        let Publication { is_private, most_chunks, .. } = *said;
+        let short = Said { hash: fold(said.hash), is_private, most_chunks };
         self.enter(operation, short, said.hash, wait)
     }
 
@@ -137,7 +141,9 @@ impl<'a> Session<'a> {
     /// # Errors
     /// As [`arrive`](Self::arrive).
     pub(crate) fn meet(&mut self, wait: &Wait<'_>) -> Result<Round> {
-        self.enter(self.local.operation + 1, Said { hash: 0, is_private: false }, 0, wait)
+        // What is claimed behind it lies in windows, which no rank has to take back.
+        let nothing = Said { hash: 0, is_private: false, most_chunks: 0 };
+        self.enter(self.local.operation + 1, nothing, 0, wait)
     }
 
     fn enter(&mut self, operation: u64, said: Said, hash: u64, wait: &Wait<'_>) -> Result<Round> {
@@ -151,7 +157,8 @@ impl<'a> Session<'a> {
         };
         match entered {
             Ok(tally) => Ok(Round { operation, tally, hash }),
-            Err(error) => Err(self.fail(operation, u64::MAX, error)),
+            // The gate may have opened behind this rank's back: what others have claimed since then is theirs to finish.
+            Err(error) => Err(self.fail(operation, said.most_chunks as u64, error)),
         }
     }
 
@@ -176,7 +183,7 @@ impl<'a> Session<'a> {
         domain.arrival(domain.rank, operation).announce(operation, said.hash, said.is_private);
         let others = || (0..domain.size()).filter(|&rank| rank != domain.rank);
         let all_entered = || others().all(|rank| domain.arrival(rank, operation).has_entered(operation));
-        // Its fence takes its time while the others' lines are on their way.
+        // Before looking at the others: their arrivals take a while to travel, and so does the fence.
         rendezvous.wake(&domain.sleep(None));
         domain.wait_until(all_entered, rendezvous.gate(), self.has_not_entered(operation), wait)?;
         Ok(Arrival::tally((0..domain.size()).map(|rank| domain.arrival(rank, operation))))

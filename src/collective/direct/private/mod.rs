@@ -3,7 +3,7 @@
 //! | form | for | waits |
 //! |---|---|---|
 //! | `pull` | all-reduce where ranks may read each other's memory | one for each piece of n chunks, and a rendezvous at the end |
-//! | `two_shot` | all-reduce where at most two ranks share a core | one for each row, and two |
+//! | `two_shot` | all-reduce where at most two ranks share a core | one for each row, and one |
 //! | `windows` | everything | a rendezvous for each piece, and one for its chunks |
 
 mod pull;

@@ -5,7 +5,7 @@ use super::{Form, run_as};
 use crate::collective::{Kind, Order};
 use crate::error::{Error, Result};
 use crate::reduce::{ElementType, Operator, ReduceMany, Store, reduce_many};
-use crate::transport::{Deadline, Domain, Patience, Place, Publication, WINDOW_BYTES, Wait};
+use crate::transport::{Deadline, Domain, Patience, Place, Publication, Wait};
 use std::time::Duration;
 
 /// Awkward numbers, others on each rank and at each place.
@@ -61,6 +61,7 @@ fn until(
         source: Place::private(call.input),
         target: Place::private(call.output),
         is_private: true,
+        most_chunks: 0,
     };
     let round = session.arrive(&said, &wait)?;
     room.look_up(&mut session, &round, domain, &wait)?;
@@ -120,8 +121,9 @@ const FORMS: [Form; 3] = [Form::Pull, Form::TwoShot, Form::Windows];
 
 #[test]
 fn every_form_gives_the_same_bits_at_every_length() {
-    // Of a row, and of a piece.
-    const ELEMENTS: usize = WINDOW_BYTES / 2 / 4;
+    // Of a row, and of a piece: half of a window.
+    const ELEMENTS: usize = 64 * 1024;
+    assert!(Domain::of_pretended_processes(9).iter().all(|domain| domain.window_bytes() / 2 == 4 * ELEMENTS));
     for ranks in 2..=9 {
         for form in FORMS {
             for count in [1, 1037, ELEMENTS, 2 * ELEMENTS + 1, 9 * ELEMENTS + 77] {

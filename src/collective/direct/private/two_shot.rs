@@ -4,21 +4,18 @@
 use super::super::{Call, Room};
 use crate::error::Result;
 use crate::reduce::{ReduceMany, Store, reduce_many};
-use crate::transport::{Domain, Session, WINDOW_BYTES, Wait};
+use crate::transport::{Domain, Session, Wait};
 use std::ops::Range;
 
-/// At most this much of the vector is under way in one step: half of a window.
-const ROW_BYTES: usize = WINDOW_BYTES / 2;
-
-/// Rows that the two windows of a rank hold: one that is handed over, one that is summed, one that is taken, and one more, so
-/// that a rank need not wait before it hands over.
-const ROWS_HELD: usize = 2 * WINDOW_BYTES / ROW_BYTES;
+/// Rows that a rank's two windows hold, two in each. Three are under way: one that is handed over, one that is summed, and one
+/// that is taken.
+const ROWS_HELD: usize = 4;
 
 /// All-reduce of private buffers. Chunk c of a row is summed by rank c.
 ///
 /// A rank's step t is: hand over row t, sum in row t−1, take row t−2. The last two begin when all ranks have done step
-/// t−1: then their operands of row t−1 and their sums of row t−2 are there, and nobody needs row t−3, in whose place the
-/// next step hands over.
+/// t−1: then their operands of row t−1 and their sums of row t−2 are there. Row t takes the place of row t−4, which nobody needs:
+/// all have summed it in step t−3, and this rank, whose window it is, has taken it in step t−2.
 ///
 /// # Safety
 /// The call's input and output are good for `call.count` elements, and all ranks are in the same call.
@@ -30,8 +27,9 @@ pub(super) unsafe fn run(
     wait: &Wait<'_>,
 ) -> Result<()> {
     let ranks = domain.size();
-    let chunk_bytes = (ROW_BYTES / ranks / 64 * 64).min(call.bytes().div_ceil(ranks).next_multiple_of(64));
-    let two_shot = TwoShot { domain, call, wait, chunk_bytes };
+    let row_bytes = domain.window_bytes() / 2;
+    let chunk_bytes = (row_bytes / ranks / 64 * 64).min(call.bytes().div_ceil(ranks).next_multiple_of(64));
+    let two_shot = TwoShot { domain, call, wait, row_bytes, chunk_bytes };
     // SAFETY: the caller's promise.
     unsafe { two_shot.all_steps(room) }.map_err(|error| session.fail_here(error))
 }
@@ -40,6 +38,8 @@ struct TwoShot<'a> {
     domain: &'a Domain,
     call: &'a Call,
     wait: &'a Wait<'a>,
+    /// The most bytes of a row: half of a window.
+    row_bytes: usize,
     chunk_bytes: usize,
 }
 
@@ -90,9 +90,8 @@ impl TwoShot<'_> {
     /// Where a rank's window has this byte of a row.
     fn held(&self, rank: usize, row: usize, byte: usize) -> *mut u8 {
         let place = row % ROWS_HELD;
-        let window = self.domain.window(rank, place * ROW_BYTES / WINDOW_BYTES);
         let start = row * self.domain.size() * self.chunk_bytes;
-        window.wrapping_add(place * ROW_BYTES % WINDOW_BYTES + byte - start)
+        self.domain.window(rank, place / 2).wrapping_add(place % 2 * self.row_bytes + byte - start)
     }
 
     /// Copies this rank's operands for the others into its window.

@@ -5,11 +5,8 @@ use super::super::{Call, Room, chunks};
 use crate::collective::Kind;
 use crate::error::Result;
 use crate::reduce::Store;
-use crate::transport::{Domain, Session, Taken, WINDOW_BYTES, Wait};
+use crate::transport::{Domain, Session, Taken, Wait};
 use std::ops::Range;
-
-/// This much of the vector is under way at a time: half of a window, so that all ranks' pieces stay in the caches.
-const PIECE_BYTES: usize = WINDOW_BYTES / 2;
 
 /// Runs an operation in which some rank's buffer is private.
 ///
@@ -23,15 +20,17 @@ pub(super) unsafe fn run(
     wait: &Wait<'_>,
 ) -> Result<()> {
     let bytes = call.bytes();
-    for (number, start) in (0..bytes).step_by(PIECE_BYTES).enumerate() {
-        let window = start..(start + PIECE_BYTES).min(bytes);
+    // Half of a window, so that all ranks' pieces stay in the caches.
+    let piece_bytes = domain.window_bytes() / 2;
+    for (number, start) in (0..bytes).step_by(piece_bytes).enumerate() {
+        let piece = start..(start + piece_bytes).min(bytes);
         // SAFETY: the caller's promise.
-        unsafe { one(session, domain, call, room, window, number, wait)? };
+        unsafe { one(session, domain, call, room, piece, number, wait)? };
     }
     Ok(())
 }
 
-/// One window. All ranks have entered the one before, and so have left the one before that, which used the same memory.
+/// One piece. All ranks have entered the one before, and so have left the one before that, which used the same memory.
 ///
 /// # Safety
 /// As [`run`].
@@ -40,27 +39,27 @@ unsafe fn one(
     domain: &Domain,
     call: &Call,
     room: &mut Room,
-    window: Range<usize>,
+    piece: Range<usize>,
     number: usize,
     wait: &Wait<'_>,
 ) -> Result<()> {
     let (ranks, rank) = (domain.size(), domain.rank());
     let own = domain.window(rank, number);
     let common = |range: Range<usize>| {
-        let start = range.start.max(window.start);
-        start..range.end.min(window.end).max(start)
+        let start = range.start.max(piece.start);
+        start..range.end.min(piece.end).max(start)
     };
     // What this rank reads or writes of its own buffer, which others hand over or want.
     let part = common(call.part_bytes(ranks, rank));
     let is_root = call.operation.root == rank;
     let (takes, gives) = match call.operation.kind {
-        Kind::AllReduce => (window.clone(), window.clone()),
-        Kind::ReduceScatter => (part, window.clone()),
-        Kind::AllGather => (window.clone(), part),
-        Kind::Broadcast => (window.clone(), if is_root { window.clone() } else { 0..0 }),
-        Kind::Reduce => (if is_root { window.clone() } else { 0..0 }, window.clone()),
+        Kind::AllReduce => (piece.clone(), piece.clone()),
+        Kind::ReduceScatter => (part, piece.clone()),
+        Kind::AllGather => (piece.clone(), part),
+        Kind::Broadcast => (piece.clone(), if is_root { piece.clone() } else { 0..0 }),
+        Kind::Reduce => (if is_root { piece.clone() } else { 0..0 }, piece.clone()),
     };
-    let inside = |byte: usize| byte - window.start;
+    let inside = |byte: usize| byte - piece.start;
     if !gives.is_empty() {
         // SAFETY: the range lies in the caller's input, and in this rank's window, which nobody reads before all meet.
         unsafe {
@@ -91,13 +90,13 @@ unsafe fn one(
                 operation: crate::collective::Operation { kind: Kind::AllReduce, ..call.operation },
                 ..*call
             };
-            let chunk = chunks::chunk_bytes(window.len(), ranks.min(domain.cores()));
-            let total = window.len().div_ceil(chunk);
+            let chunk = chunks::chunk_bytes(piece.len(), ranks.min(domain.cores()));
+            let total = piece.len().div_ceil(chunk);
             loop {
                 match session.claim(&round, total, wait) {
                     Ok(Taken::Chunk(number)) => {
                         let start = number * chunk;
-                        let range = start..(start + chunk).min(window.len());
+                        let range = start..(start + chunk).min(piece.len());
                         // SAFETY: the chunk of all windows is this rank's alone until it is finished.
                         unsafe { sum.work(room, range, Store::Ordinary) };
                         session.finish(&round, total);
