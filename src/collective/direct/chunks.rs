@@ -46,17 +46,18 @@ impl Cut {
 /// Runs the chunks of an operation whose gate is open.
 ///
 /// # Safety
-/// All ranks are in the same call, and have said where their buffers of `call.count` elements are.
+/// `cut` is the call's; all ranks are in the same one, and have said where their buffers of `call.count` elements are.
 pub(super) unsafe fn run(
     session: &mut Session<'_>,
     round: &Round,
     domain: &Domain,
     call: &Call,
+    cut: Cut,
     room: &mut Room,
     wait: &Wait<'_>,
 ) -> Result<()> {
     let (bytes, ranks) = (call.bytes(), domain.size());
-    let Cut { store, chunk, total } = Cut::new(call, domain);
+    let Cut { store, chunk, total } = cut;
     let mut is_resolved = false;
     loop {
         let number = match session.claim(round, total, wait) {

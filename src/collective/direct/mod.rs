@@ -18,13 +18,12 @@ pub use buffer::SharedBuffer;
 
 use super::entry::{self, Agreed};
 use super::{Kind, Operation, Order};
-use chunks::Cut;
-
 use crate::buffer::FlatBuffer;
 use crate::error::Result;
 use crate::reduce::Tree;
 use crate::reduce::{ElementType, Operator};
 use crate::transport::{Domain, Place, Publication, Wait, Whereabouts};
+use chunks::Cut;
 
 /// One call: `count` elements are read at `input` and written at `output`, which are the same or do not overlap.
 #[derive(Clone, Copy)]
@@ -104,6 +103,7 @@ pub(super) unsafe fn run(
         // SAFETY: the caller's promise.
         unsafe { flat::hand_over(&session, domain, call) };
     }
+    let cut = Cut::new(call, domain);
     let nowhere = |start| if is_short { Place::NOWHERE } else { Place::private(start) };
     let said = Publication {
         hash,
@@ -112,7 +112,7 @@ pub(super) unsafe fn run(
         source: source.unwrap_or_else(|| nowhere(call.input)),
         target: target.unwrap_or_else(|| nowhere(call.output)),
         is_private,
-        most_chunks: Cut::new(call, domain).total,
+        most_chunks: cut.total,
     };
     let round = session.arrive(&said, wait)?;
     if !session.all_agree(&round) {
@@ -126,7 +126,7 @@ pub(super) unsafe fn run(
         } else if round.any_private() {
             private::run(&mut session, &round, domain, call, room, wait)
         } else {
-            chunks::run(&mut session, &round, domain, call, room, wait)
+            chunks::run(&mut session, &round, domain, call, cut, room, wait)
         }
     }
 }

@@ -187,7 +187,8 @@ impl Domain {
         self.layout.window_bytes
     }
 
-    /// One of a rank's two windows, of [`window_bytes`](Self::window_bytes). Who may touch it when is the caller's protocol. Threads have none.
+    /// One of a rank's two windows, of [`window_bytes`](Self::window_bytes). Who may touch it when is the caller's protocol. Threads
+    /// have none.
     pub(crate) fn window(&self, rank: Rank, which: usize) -> *mut u8 {
         assert!(self.scope == Scope::Processes && rank < self.size(), "no such window");
         self.at(self.layout.window(rank, which))

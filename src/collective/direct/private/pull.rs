@@ -7,7 +7,7 @@
 use super::super::{Call, Room};
 use crate::buffer::FlatBuffer;
 use crate::error::Result;
-use crate::reduce::{ReduceMany, Store, reduce_many};
+use crate::reduce::Store;
 use crate::transport::{Domain, Session, Wait, Whereabouts};
 use std::ops::Range;
 
@@ -103,18 +103,12 @@ impl Pull<'_> {
                 });
             }
         }
+        room.targets.clear();
         // SAFETY: the sources were read or can be addressed, and their owners do not touch this chunk before it is done;
         // the output is the caller's.
         unsafe {
-            reduce_many(&ReduceMany {
-                element: self.call.element,
-                operator: self.call.operator,
-                tree: self.call.tree(),
-                sources,
-                targets: &[self.call.output.add(chunk.start)],
-                bytes: chunk.len(),
-                store: Store::Ordinary,
-            });
+            room.targets.push(self.call.output.add(chunk.start));
+            self.call.work(room, 0..chunk.len(), Store::Ordinary);
         }
         Ok(())
     }

@@ -3,7 +3,7 @@
 
 use super::super::{Call, Room};
 use crate::error::Result;
-use crate::reduce::{ReduceMany, Store, reduce_many};
+use crate::reduce::Store;
 use crate::transport::{Domain, Session, Wait};
 use std::ops::Range;
 
@@ -119,26 +119,17 @@ impl TwoShot<'_> {
         if chunk.is_empty() {
             return;
         }
-        let Room { sources_here, targets_here, .. } = room;
-        sources_here.clear();
-        targets_here.clear();
+        room.sources.clear();
+        room.targets.clear();
         // SAFETY: the chunk lies in the input, in the output, and in every window's row, where it is this rank's alone.
         unsafe {
             for other in 0..self.domain.size() {
                 let is_own = other == rank;
                 let held = self.held(other, row, chunk.start);
-                sources_here.push(if is_own { self.call.input.add(chunk.start) } else { held });
-                targets_here.push(if is_own { self.call.output.add(chunk.start) } else { held });
+                room.sources.push(if is_own { self.call.input.add(chunk.start) } else { held });
+                room.targets.push(if is_own { self.call.output.add(chunk.start) } else { held });
             }
-            reduce_many(&ReduceMany {
-                element: self.call.element,
-                operator: self.call.operator,
-                tree: self.call.tree(),
-                sources: sources_here,
-                targets: targets_here,
-                bytes: chunk.len(),
-                store: Store::Ordinary,
-            });
+            self.call.work(room, 0..chunk.len(), Store::Ordinary);
         }
     }
 
